@@ -1,0 +1,84 @@
+"""ppl_vae: a variational autoencoder as two probabilistic programs.
+
+The decoder is a Pyro model, the encoder a Pyro guide, trained by Pyro's SVI; rows are scored by reconstruction probability.
+
+The house follows Box's loop, one folder a step: `data` (what comes in), `model` (what we believe), `infer` (how we fit it),
+`criticism` (what we learn), `use` (how people reach it).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppl_vae.criticism import plots as plots
+    from ppl_vae.criticism.predictive import Simulated as Simulated
+    from ppl_vae.criticism.predictive import decode as decode
+    from ppl_vae.criticism.predictive import encode as encode
+    from ppl_vae.criticism.predictive import generate as generate
+    from ppl_vae.criticism.predictive import interpolate as interpolate
+    from ppl_vae.criticism.predictive import manifold as manifold
+    from ppl_vae.criticism.predictive import reconstruct as reconstruct
+    from ppl_vae.criticism.predictive import traverse as traverse
+    from ppl_vae.criticism.scores import Scores as Scores
+    from ppl_vae.criticism.scores import score as score
+    from ppl_vae.data import datasets as datasets
+    from ppl_vae.data.datasets import Dataset as Dataset
+    from ppl_vae.data.schema import Batch as Batch
+    from ppl_vae.data.schema import Schema as Schema
+    from ppl_vae.errors import DataError as DataError
+    from ppl_vae.errors import MissingFileError as MissingFileError
+    from ppl_vae.errors import ModelFileError as ModelFileError
+    from ppl_vae.errors import NonFiniteError as NonFiniteError
+    from ppl_vae.errors import OptionError as OptionError
+    from ppl_vae.errors import PplVaeError as PplVaeError
+    from ppl_vae.errors import ProgramError as ProgramError
+    from ppl_vae.infer.draws import Draws as Draws
+    from ppl_vae.infer.draws import draws as draws
+    from ppl_vae.infer.history import History as History
+    from ppl_vae.infer.objectives import objectives as objectives
+    from ppl_vae.infer.training import fit as fit
+    from ppl_vae.model.autoencoder import Autoencoder as Autoencoder
+    from ppl_vae.model.build import build as build
+    from ppl_vae.model.linear import PCA as PCA
+    from ppl_vae.model.linear import PPCA as PPCA
+    from ppl_vae.model.vae import VAE as VAE
+    from ppl_vae.use.store import load as load
+    from ppl_vae.use.store import save as save
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "criticism.predictive": "Simulated decode encode generate interpolate manifold reconstruct traverse",
+    "criticism.scores": "Scores score",
+    "data.datasets": "Dataset",
+    "data.schema": "Batch Schema",
+    "errors": "DataError MissingFileError ModelFileError NonFiniteError OptionError PplVaeError ProgramError",
+    "infer.draws": "Draws draws",
+    "infer.history": "History",
+    "infer.objectives": "objectives",
+    "infer.training": "fit",
+    "model.autoencoder": "Autoencoder",
+    "model.build": "build",
+    "model.linear": "PCA PPCA",
+    "model.vae": "VAE",
+    "use.store": "load save",
+}
+_MODULES = {"datasets": "data.datasets", "plots": "criticism.plots"}
+_PUBLIC = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted([*_PUBLIC, *_MODULES])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: `import ppl_vae` stays fast."""
+    if name in _MODULES:
+        return import_module(f"ppl_vae.{_MODULES[name]}")
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'ppl_vae' has no attribute {name!r}")
+    value = getattr(import_module(f"ppl_vae.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,185 @@
+"""Scores of rows, read off one set of draws. Higher is more normal, everywhere."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import OptionError, choose
+from ppl_vae.infer.draws import Draws, each_block, facts, log_prob_per_feature, minus_squared_error
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number a row, with its Monte Carlo standard error.
+
+    Attributes:
+        values: (n,) float64, higher = more normal; in nats of the data in its own units (not for reconstruction_error).
+        mcse: (n,) Monte Carlo standard errors of `values`.
+        per_feature: (n, d) on request, else None.
+        scoring: name of the score.
+    """
+
+    values: np.ndarray
+    mcse: np.ndarray
+    scoring: str
+    per_feature: np.ndarray | None = None
+
+    def threshold(self, contamination: float) -> float:
+        """The value that a share `contamination` of these rows falls below: flag rows with lower scores.
+
+        Args:
+            contamination: expected share of anomalies among these rows, in (0, 0.5].
+
+        Example:
+            >>> scores = Scores(np.arange(100.0), np.zeros(100), "elbo")
+            >>> bool(np.mean(scores.values < scores.threshold(0.05)) == 0.05)
+            True
+        """
+        if not 0 < contamination <= 0.5:
+            raise OptionError(f"contamination: got {contamination!r}, expected a share in (0, 0.5]")
+        return float(np.quantile(self.values, contamination))
+
+
+def mean(log_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over draws (S, ...) and its standard error."""
+    draws = len(log_values)
+    spread = log_values.std(0) if draws > 1 else torch.full_like(log_values[0], math.nan)
+    return log_values.mean(0), spread / math.sqrt(draws)
+
+
+def log_mean_exp(log_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of the mean of exp over draws (S, ...), and its standard error by the delta method: sd(w) / (mean(w) sqrt S)."""
+    top = log_values.amax(0)
+    weights = torch.exp(log_values - torch.where(torch.isfinite(top), top, 0.0))
+    average, error = mean(weights)
+    return top + torch.log(average), error / average
+
+
+def log_lik(draws: Draws) -> Tensor:
+    """log p(x|z), (S, n)."""
+    return draws.log_lik
+
+
+def log_weight(draws: Draws) -> Tensor:
+    """log p(x, z) - log q(z|x), (S, n)."""
+    return draws.log_weight
+
+
+def observed(draws: Draws) -> Tensor:
+    """Summed over features, (S, n)."""
+    assert draws.observed is not None
+    return draws.observed.sum(-1)
+
+
+class Score(NamedTuple):
+    """How a score is read off draws.
+
+    Attributes:
+        read: draws to (S, n).
+        reduce: (S, ...) to a value and its standard error.
+        per_feature: the part of each feature, a function of the likelihood's site; None where there is none.
+        density: whether it is a log density, with a unit and a Jacobian.
+        weighs: whether it needs a proper prior.
+        text: what it is, and its source.
+    """
+
+    read: Callable[[Draws], Tensor]
+    reduce: Callable[[Tensor], tuple[Tensor, Tensor]]
+    per_feature: Callable[[Any], Tensor] | None
+    density: bool
+    weighs: bool
+    text: str
+
+
+SCORES: dict[str, Score] = {
+    "reconstruction_probability": Score(
+        log_lik, log_mean_exp, log_prob_per_feature, True, False,
+        "log (1/S) sum_s p(x|z_s), z_s from q(z|x) (An & Cho 2015, algorithm 4); bounds nothing, ranks no models",
+    ),
+    "expected_log_likelihood": Score(
+        log_lik, mean, log_prob_per_feature, True, False,
+        "E_q[log p(x|z)] (An & Cho 2015, eq. 9); never above the reconstruction probability, by Jensen",
+    ),
+    "elbo": Score(
+        log_weight, mean, None, True, True,
+        "E_q[log p(x,z) - log q(z|x)], a lower bound of log p(x) (Kingma & Welling 2013, eq. 3)",
+    ),
+    "iwae": Score(
+        log_weight, log_mean_exp, None, True, True,
+        "log (1/S) sum_s p(x,z_s)/q(z_s|x), log p(x) from below on average (Burda et al. 2016, eq. 8)",
+    ),
+    "reconstruction_error": Score(
+        observed, mean, minus_squared_error, False, False,
+        "-E_q|x - E[x|z]|^2 in squared encoded units: no density, and negative so that higher is more normal",
+    ),
+}  # fmt: skip
+
+
+def score(
+    vae: Any,
+    data: Any,
+    scoring: str = "reconstruction_probability",
+    num_draws: int = 64,
+    seed: int = 0,
+    per_feature: bool = False,
+    draws: Draws | None = None,
+) -> Scores:
+    """Score every row; higher = more normal.
+
+    A score is a function of its row, the model and the seed alone: bit-equal when asked again, equal to float32 rounding
+    whatever other rows come along.
+
+    Args:
+        vae: a model with its guide; also an autoencoder or a PCA.
+        data: n rows.
+        scoring: "reconstruction_probability" log (1/S) sum_s p(x|z_s), z_s ~ q(z|x) (An & Cho 2015, algorithm 4);
+            "expected_log_likelihood" E_q[log p(x|z)] (An & Cho 2015, eq. 9); "elbo" and "iwae", the lower bounds of
+            log p(x) (Kingma & Welling 2013, eq. 3; Burda et al. 2016, eq. 8); "reconstruction_error" -E_q|x - E[x|z]|^2,
+            in squared encoded units.
+        num_draws: S.
+        seed: of the noise.
+        per_feature: also give each feature's part (n, d); not for elbo and iwae, which have none. The reconstruction
+            probability is a log of a mean, so its parts do not sum to it.
+        draws: read these instead of drawing anew (not for reconstruction_error nor per_feature).
+
+    Returns: `Scores`, in nats of the data in its own units.
+
+    Raises: OptionError, DataError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> ppca = PPCA(2).fit(x)
+        >>> bool(np.allclose(score(ppca, x, "iwae").values, ppca.log_prob(x), atol=1e-8))  # the guide is exact
+        True
+    """
+    how = choose("scoring", scoring, SCORES)
+    if per_feature and how.weighs:
+        raise OptionError(f"per_feature: got scoring={scoring!r}, whose KL term has no parts by feature")
+    known = facts(vae, data)
+    if how.weighs and not known.proper:
+        raise OptionError(f"scoring: got {scoring!r} for an improper prior, expected a score without log p(z)")
+    observe = how.per_feature if per_feature or how.read is observed else None
+    if draws is not None:
+        if observe is not None:
+            raise OptionError(f"draws: got draws with scoring={scoring!r}, per_feature={per_feature}, which need new ones")
+        parts = [_reduced(draws, how, per_feature)]
+    else:
+        num_draws = 1 if known.point else num_draws
+        parts = each_block(vae, data, num_draws, seed, lambda block: _reduced(block, how, per_feature), observe)
+    values, errors, features = (np.concatenate(column) for column in zip(*parts))
+    if per_feature and how.density and vae.schema is not None and vae.schema.scale is not None:
+        features = features - np.log(vae.schema.scale)
+    return Scores(values, np.zeros_like(values) if known.point else errors, scoring, features if per_feature else None)
+
+
+def _reduced(block: Draws, how: Score, per_feature: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # contiguous along draws, (n, S): a reduction along the first dimension depends on the row's place
+    values, errors = how.reduce(how.read(block).T.contiguous().T)
+    features = how.reduce(block.observed)[0] if per_feature and block.observed is not None else values
+    return values.cpu().numpy(), errors.cpu().numpy(), features.cpu().numpy()

@@ -1,0 +1,45 @@
+"""What can go wrong, by name. Every error that a user can cause derives from `PplVaeError`."""
+
+from typing import Any
+
+
+class PplVaeError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class DataError(PplVaeError, ValueError):
+    """A table that cannot be used as it is: names the column or file, what was got and what was expected."""
+
+
+class MissingFileError(DataError, FileNotFoundError):
+    """A file or data set that is not where it was looked for."""
+
+
+class OptionError(PplVaeError, ValueError):
+    """An argument that is unknown, out of range, or at odds with another."""
+
+
+class ProgramError(PplVaeError, ValueError):
+    """A model, guide, prior, likelihood or posterior that breaks the contract: names the site."""
+
+
+class ModelFileError(PplVaeError, ValueError):
+    """A saved model that is absent, damaged, or of a format that this version does not know."""
+
+
+class NonFiniteError(PplVaeError, ArithmeticError):
+    """The loss or a gradient became NaN or infinite in training; the model holds its last good state.
+
+    Attributes: site (str or None), rows (list of row numbers in the data), step (int) and history (History).
+    """
+
+    def __init__(self, message: str, *, site: str | None, rows: list[int], step: int, history: Any = None) -> None:
+        super().__init__(message)
+        self.site, self.rows, self.step, self.history = site, rows, step, history
+
+
+def choose(kind: str, name: Any, table: dict[str, Any]) -> Any:
+    """Return `table[name]`, or raise an `OptionError` that lists what there is."""
+    if not isinstance(name, str) or name not in table:
+        raise OptionError(f"{kind}: got {name!r}, expected one of {', '.join(map(repr, table))}")
+    return table[name]

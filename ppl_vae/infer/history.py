@@ -1,0 +1,66 @@
+"""What a fit went through, a row an epoch."""
+
+import csv
+import io
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from ppl_vae.errors import choose
+from ppl_vae.files import write_text
+
+
+class History:
+    """Columns of one fit, an entry an epoch; bounds in nats a row of the data in its own units, never KL-weighted.
+
+    Columns: epoch, bound (mean over the epoch's training rows as they were met), reconstruction E_q[log p(x|z)], kl
+    E_q[log q(z|x) - log p(z)], valid_bound (on the held-out rows, NaN without), objective (what was maximised, a row),
+    grad_norm (mean over steps, before clipping), lr, kl_weight, seconds, rows_per_s.
+
+    Attributes:
+        stopped: why the fit ended: "epochs" or "patience".
+        best_epoch: the epoch whose weights the model holds; None: the last.
+
+    Example:
+        >>> history = History()
+        >>> history.append({"epoch": 1, "bound": -3.5})
+        >>> history["bound"]
+        array([-3.5])
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+        self.stopped = "epochs"
+        self.best_epoch: int | None = None
+
+    def append(self, epoch: dict[str, float]) -> None:
+        """Add one epoch."""
+        self.epochs.append(epoch)
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        columns = self.epochs[0] if self.epochs else {}
+        choose("column", column, columns)
+        return np.array([epoch[column] for epoch in self.epochs])
+
+    def to_frame(self) -> Any:
+        """A pandas data frame, a row an epoch."""
+        import pandas as pd
+
+        return pd.DataFrame(self.epochs)
+
+    def save(self, path: str | PathLike) -> None:
+        """Write as CSV, every figure in full."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(self.epochs[0]) if self.epochs else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.epochs)
+        write_text(path, text.getvalue())
+
+    def __repr__(self) -> str:
+        if not self.epochs:
+            return "History(no epochs)"
+        return f"History({len(self)} epochs, bound {self.epochs[-1]['bound']:.4f} nats a row)"

@@ -1,0 +1,31 @@
+"""A room of one's own for every call: the caller's generators, Pyro settings and parameter store stay as they were."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pyro
+import torch
+
+_own: WeakKeyDictionary = WeakKeyDictionary()  # what a model's programs put into Pyro's store by pyro.param themselves
+
+
+@contextmanager
+def isolated(vae: Any, seed: int = 0) -> Iterator[None]:
+    """Run Pyro programs of `vae` with its own parameter store, validation off, and a seeded copy of torch's generators."""
+    devices = {p.device.index or 0 for p in vae.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=list(devices)), pyro.validation_enabled(False):
+        torch.manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+        with pyro.get_param_store().scope(_own.get(vae)):
+            yield
+            remember(vae)
+
+
+def remember(vae: Any) -> None:
+    """Keep the parameters that the programs of `vae` themselves put into Pyro's store, for the next call.
+
+    Those of its modules stay in the modules, where a cast or a load finds them.
+    """
+    state = pyro.get_param_store().get_state()
+    _own[vae] = {part: {k: v for k, v in entries.items() if "$$$" not in k} for part, entries in state.items()}

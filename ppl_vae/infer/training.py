@@ -1,0 +1,340 @@
+"""`fit`: Pyro's SVI over the two programs, and a record of every epoch."""
+
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from math import ceil, inf, nan
+from typing import Any
+
+import torch
+from pyro.infer import SVI
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ppl_vae.errors import DataError, NonFiniteError, OptionError, choose
+from ppl_vae.infer.draws import check, in_mode, row_blocks
+from ppl_vae.infer.history import History
+from ppl_vae.infer.noise import Keyed, step_keys
+from ppl_vae.infer.objectives import BOUNDS, Objective
+from ppl_vae.infer.objectives import objective as chosen_objective
+from ppl_vae.infer.optim import SCHEDULES, OneOptimizer
+from ppl_vae.infer.scope import isolated, remember
+from ppl_vae.options import FitOptions as Default
+
+
+def fit(
+    vae: Any,
+    data: Any,
+    *,
+    objective: str | Objective | Callable = Default.objective,
+    particles: int = Default.particles,
+    epochs: int = Default.epochs,
+    batch_size: int = Default.batch_size,
+    optimizer: str = Default.optimizer,
+    lr: float = Default.lr,
+    schedule: str = Default.schedule,
+    weight_decay: float = Default.weight_decay,
+    max_grad_norm: float | None = Default.max_grad_norm,
+    kl_warmup: int = Default.kl_warmup,
+    valid: float = Default.valid,
+    patience: int | None = Default.patience,
+    binarize: str | None = Default.binarize,
+    device: str | torch.device | None = None,
+    seed: int = Default.seed,
+    progress: bool = Default.progress,
+    callbacks: Iterable[Callable[[Any, History], object]] = (),
+) -> History:
+    """Fit model and guide to data by stochastic variational inference; goes on from where the model stands.
+
+    Args:
+        vae: a model with its guide.
+        data: n rows, n >= 2.
+        objective: a name of `objectives()`, or a factory of any Pyro ELBO (a class, or a function of nothing).
+        particles: draws of z a row and step; K of "iwae".
+        epochs: passes over the training rows, each in a new order.
+        batch_size: rows a step.
+        optimizer: "adam", "adamw", "sgd" or "adagrad"; it sees the gradient of the mean over rows.
+        lr: step size at the start.
+        schedule: "cosine" (to zero at the last step) or "constant".
+        weight_decay: as torch's optimiser defines it.
+        max_grad_norm: clip gradients to this norm; None: never.
+        kl_warmup: epochs over which the weight of log p(z) - log q(z|x) rises linearly to 1.
+        valid: share of the rows held out, drawn at random; 0: none.
+        patience: stop after so many epochs without a better validation bound, and return to the best weights.
+        binarize: "threshold" (x > 1/2), "stochastic" (drawn anew each step with x as probability) or None.
+        device: move the model there first; None: where it is.
+        seed: of split, order and noise. A fit is a function of model, data, options and seed.
+        progress: show a bar with the bound and rows/s.
+        callbacks: each called after every epoch as f(vae, history).
+
+    Returns: the `History`.
+
+    Raises:
+        DataError: unusable rows, or outside the likelihood's support.
+        OptionError: an unknown or contradictory argument.
+        NonFiniteError: the loss or a gradient turned NaN or infinite; the model holds its last good state.
+
+    Example:
+        >>> import numpy as np
+        >>> from ppl_vae.model.build import build
+        >>> x = np.random.RandomState(0).randn(200, 3)
+        >>> vae = build(x, latent=2, hidden=(16,))
+        >>> history = fit(vae, x, epochs=3, progress=False)
+        >>> bool(history["bound"][-1] > history["bound"][0])
+        True
+    """
+    target = chosen_objective(objective)
+    for name, value in (("particles", particles), ("epochs", epochs), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise OptionError(f"{name}: got {value!r}, expected a positive whole number")
+    if not 0 <= valid < 1:
+        raise OptionError(f"valid: got {valid!r}, expected a share in [0, 1)")
+    if patience is not None and not valid:
+        raise OptionError("patience: got valid=0, expected held-out rows to watch")
+    if kl_warmup and not target.weighs_kl:
+        raise OptionError(f"kl_warmup: got {kl_warmup} with the objective {objective!r}, which has no KL term to weigh")
+    factor = choose("schedule", schedule, SCHEDULES)
+    pixels = choose("binarize", binarize or "none", PIXELS)
+    one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
+    if device is not None:
+        vae.to(device)
+    x = vae.batch(data, minimum_rows=2).x
+    history = History()
+    with isolated(vae, seed), warnings.catch_warnings(), in_mode(vae, training=True):
+        warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's warning; our error says where
+        rows = Rows(vae, x, valid, pixels, seed)
+        step = Step(vae, target, particles, one, seed)
+        total = epochs * ceil(len(rows.train) / batch_size)
+        best = Best(one, patience)
+        start = time.perf_counter()
+        for epoch in (bar := tqdm(range(1, epochs + 1), disable=not progress, desc="fit", unit="epoch")):
+            began = time.perf_counter()
+            kl_weight = min(1.0, epoch / kl_warmup) if kl_warmup else 1.0
+            for numbers, batch in rows.batches(batch_size):
+                one.scale_lr(factor(step.number / total))
+                step(numbers, batch, kl_weight, history)
+            seconds = time.perf_counter() - began
+            history.append(
+                {
+                    "epoch": epoch,
+                    **step.means(),
+                    "valid_bound": _bound(vae, rows.valid, target, particles, seed),
+                    "lr": one.lr * one.factor,
+                    "kl_weight": kl_weight,
+                    "seconds": time.perf_counter() - start,
+                    "rows_per_s": len(rows.train) / seconds,
+                }
+            )
+            latest = history.epochs[-1]
+            bar.set_postfix_str(f"bound {latest['bound']:.2f}, {latest['rows_per_s']:.0f} rows/s")
+            remember(vae)
+            for callback in callbacks:
+                callback(vae, history)
+            if best.is_over(latest["valid_bound"], epoch):
+                history.stopped = "patience"
+                break
+        history.best_epoch = best.restore()
+    return history
+
+
+def as_they_are(x: Tensor, noise: torch.Generator) -> Tensor:
+    """No binarisation."""
+    return x
+
+
+def threshold(x: Tensor, noise: torch.Generator) -> Tensor:
+    """1 where x > 1/2."""
+    return (x > 0.5).to(x.dtype)
+
+
+def stochastic(x: Tensor, noise: torch.Generator) -> Tensor:
+    """Bernoulli pixels with the grey value as probability."""
+    return (torch.rand(x.shape, generator=noise, device=x.device, dtype=x.dtype) < x).to(x.dtype)
+
+
+Pixels = Callable[[Tensor, torch.Generator], Tensor]
+PIXELS: dict[str, Pixels] = {"none": as_they_are, "threshold": threshold, "stochastic": stochastic}
+
+
+class Rows:
+    """Encoded rows on the model's device: split once, handed out by permutation, never copied whole."""
+
+    def __init__(self, vae: Any, x: Tensor, valid: float, pixels: Pixels, seed: int) -> None:
+        self.x, self.pixels = x, pixels
+        self.noise = torch.Generator(device=x.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+        if pixels is not as_they_are:
+            check_grey(vae, x)
+        check(vae, pixels(x, self.noise), strict=False)
+        order = self._permutation(len(x))
+        held_out = min(ceil(valid * len(x)), len(x) - 1)
+        self.train = order[held_out:]
+        self.valid = pixels(x[order[:held_out]], self.noise)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Row numbers (b,) and rows (b, d), each training row once."""
+        for numbers in self.train[self._permutation(len(self.train))].split(size):
+            yield numbers, self.pixels(self.x[numbers], self.noise)
+
+    def _permutation(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self.noise, device=self.x.device)
+
+
+class Step:
+    """One step of SVI, with noise keyed by (seed, step, row) and a record of the densities that it met."""
+
+    def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int) -> None:
+        self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, 0
+        self.jacobian = vae.schema.log_jacobian if vae.schema is not None else 0.0
+        elbo = target.make(particles)
+
+        def loss_and_grads(*args: Any, **kwargs: Any) -> float:
+            one.loss = elbo.loss_and_grads(*args, **kwargs)
+            return one.loss
+
+        self.svi = SVI(vae.model, vae.guide, one, loss=elbo.loss, loss_and_grads=loss_and_grads)
+        self.sums: dict[str, float] = {}
+
+    def __call__(self, numbers: Tensor, batch: Tensor, kl_weight: float, history: History) -> None:
+        one, tally = self.one, Tally()
+        one.rows = len(batch)
+        keys = step_keys(numbers, self.seed, self.number)
+        # outermost first: each then sees distributions that every plate has expanded
+        with Keyed(keys, strict=False, reparameterized=self.target.reparameterized), LatentScale(kl_weight), tally:
+            self.svi.step(batch)
+        if one.refused:
+            raise non_finite(tally, self.vae, numbers, self.number, history)
+        figures = {
+            **tally.figures(self.target),
+            "objective": -one.loss / len(batch),
+            "grad_norm": float(one.grad_norm),
+        }
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value * len(batch)
+        self.sums["rows"] = self.sums.get("rows", 0.0) + len(batch)
+        self.number += 1
+
+    def means(self) -> dict[str, float]:
+        """Means over the rows since the last call, in the data's own units."""
+        rows = self.sums.pop("rows")
+        means = {name: value / rows for name, value in self.sums.items()}
+        self.sums = {}
+        return {n: v + self.jacobian if n in ("bound", "reconstruction", "objective") else v for n, v in means.items()}
+
+
+class Tally(Messenger):
+    """Keeps the log density of every site as the objective computes it, before any weight.
+
+    Attributes:
+        sites: {(role, name): (S, n)}; role: "q" of the guide, "prior" or "likelihood" of the model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: dict[tuple[str, str], Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        role = "likelihood" if msg["is_observed"] else "q" if msg["value"] is None else "prior"
+        me = weakref.ref(msg["fn"])  # a strong one would be a cycle, and keep the step's graph alive
+
+        def log_prob(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            fn = me()
+            result = type(fn).log_prob(fn, value, *args, **kwargs)  # type: ignore[union-attr]
+            self.sites[role, msg_name] = result.detach()
+            return result
+
+        msg_name = msg["name"]
+        msg["fn"].log_prob = log_prob
+
+    def total(self, role: str) -> Tensor:
+        """Summed over the sites of a role: (S, n), or (n,) for one draw."""
+        return sum((v for (r, _), v in self.sites.items() if r == role), start=torch.zeros(()))
+
+    def figures(self, target: Objective) -> dict[str, float]:
+        """Means over draws and rows: the bound that the objective raises, its reconstruction and KL terms."""
+        log_lik, kl = self.total("likelihood"), self.total("q") - self.total("prior")
+        log_weight = log_lik - kl
+        bound = BOUNDS[target.bound](log_weight if log_weight.dim() > 1 else log_weight[None])
+        return {"bound": float(bound.mean()), "reconstruction": float(log_lik.mean()), "kl": float(kl.mean())}
+
+
+class LatentScale(Messenger):
+    """Weights log p(z) and log q(z|x) in both programs. Pyro's analytic KL reads the guide's weight, so both need it."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self.weight != 1.0 and not msg["is_observed"] and not site_is_subsample(msg):
+            msg["scale"] = msg["scale"] * self.weight
+
+
+class Best:
+    """The weights of the best epoch, and whether patience has run out."""
+
+    def __init__(self, one: OneOptimizer, patience: int | None) -> None:
+        self.one, self.patience = one, patience
+        self.bound, self.epoch, self.kept = -inf, 0, []
+
+    def is_over(self, bound: float, epoch: int) -> bool:
+        """Take note of an epoch's validation bound; True if it is `patience` epochs since the best."""
+        if self.patience is None:
+            return False
+        if bound > self.bound:
+            self.bound, self.epoch = bound, epoch
+            self.kept = [p.detach().clone() for p in self.one.parameters]
+        return epoch - self.epoch >= self.patience
+
+    @torch.no_grad()
+    def restore(self) -> int | None:
+        """Put the best weights back; returns their epoch, None if none were kept."""
+        for parameter, value in zip(self.one.parameters, self.kept):
+            parameter.copy_(value)
+        return self.epoch if self.kept else None
+
+
+def check_grey(vae: Any, x: Tensor) -> None:
+    """Refuse to binarise values that are no probabilities."""
+    wrong = ~((x >= 0) & (x <= 1))
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        name = vae.schema.names[column] if vae.schema is not None else f"x{column}"
+        raise DataError(f"column {name!r}: got {x[row, column]:.6g} in row {row}, expected values in [0, 1] to binarize")
+
+
+def non_finite(tally: Tally, vae: Any, numbers: Tensor, step: int, history: History) -> NonFiniteError:
+    """The error that says where the loss or gradient stopped being finite; the parameters have not moved."""
+    for (role, name), log_prob in tally.sites.items():
+        bad = ~torch.isfinite(log_prob)
+        if bad.any():
+            rows = numbers[bad.reshape(-1, len(numbers)).any(0)].tolist()
+            what = {"q": "guide", "prior": "model", "likelihood": "model"}[role]
+            where = f"log density of site {name!r} in the {what} at {len(rows)} rows, the first {rows[:5]}"
+            break
+    else:
+        name, rows = None, numbers.tolist()
+        bad_parameters = [n for n, p in vae.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
+        where = f"gradient of {', '.join(bad_parameters[:3]) or 'the loss'} in a batch of {len(rows)} rows, {rows[:5]} ..."
+    return NonFiniteError(
+        f"step {step}: got a {where} that is not finite; the model holds its state before this step. "
+        "A smaller lr, max_grad_norm, or a larger scale may help",
+        site=name,
+        rows=rows,
+        step=step,
+        history=history,
+    )
+
+
+def _bound(vae: Any, x: Tensor, target: Objective, particles: int, seed: int) -> float:
+    """Mean bound of encoded rows x, under noise that stays the same; NaN without rows."""
+    if not len(x):
+        return nan
+    num_draws = particles if target.bound == "iwae" else 1
+    with torch.no_grad(), in_mode(vae, training=False):
+        blocks = row_blocks(vae, x, num_draws, seed, pad=False)
+        return float(torch.cat([BOUNDS[target.bound](block.log_weight) for block in blocks]).mean())

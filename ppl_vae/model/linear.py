@@ -1,0 +1,179 @@
+"""The linear baselines in closed form: PCA is an autoencoder, probabilistic PCA a VAE whose guide is exact."""
+
+from typing import Any, NoReturn
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.data.schema import Schema
+from ppl_vae.errors import DataError, OptionError
+from ppl_vae.model.autoencoder import Autoencoder
+from ppl_vae.model.priors import StandardNormal
+from ppl_vae.model.vae import VAE
+
+
+class PCA(Autoencoder):
+    """Principal components by SVD of the centred rows, as the linear autoencoder that they are.
+
+    Args:
+        latent: number of components q.
+
+    Example:
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> PCA(2).fit(x).components.shape
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, latent: int) -> None:
+        super().__init__(_unfitted, _unfitted)
+        self.latent = _positive(latent)
+
+    def fit(self, data: Any) -> "PCA":
+        """Fit to data (n, d), in its own units; returns itself.
+
+        Raises: DataError for unusable data, OptionError if q exceeds the rank that n and d allow.
+        """
+        schema, x = _centred(data)
+        if self.latent > min(x.shape):
+            raise OptionError(f"latent: got {self.latent}, expected at most min(n, d) = {min(x.shape)}")
+        _, _, components = _svd(x)
+        self.allocate(x.shape[1], schema)
+        _fill(self.encoder.net, components[: self.latent])
+        _fill(self.decoder.net, components[: self.latent].T)
+        return self
+
+    def allocate(self, features: int, schema: Schema | None) -> "PCA":
+        """Make room for weights of d features, to be filled by `fit` or from a file."""
+        self.schema = schema
+        self.encoder.net = nn.Linear(features, self.latent, bias=False).double()
+        self.decoder.net = nn.Linear(self.latent, features, bias=False).double()
+        self.recipe = {"kind": "pca", "latent": self.latent}
+        return self.double()
+
+    @property
+    def components(self) -> Tensor:
+        """Principal directions (q, d), orthonormal rows, float64."""
+        return self.encoder.net.weight.detach()
+
+
+class LinearNormal(nn.Module):
+    """N(W value, diag(scale^2)), batch (...) and event (outputs,)."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs, bias=False)
+        self.register_buffer("scale", torch.ones(outputs))
+
+    def forward(self, value: Tensor) -> dist.Distribution:
+        return dist.Normal(self.linear(value), self.scale).to_event(1)
+
+
+class PPCA(VAE):
+    """Probabilistic PCA (Tipping & Bishop 1999), x = W z + mean + noise, fitted in closed form.
+
+    Once fitted it is a VAE whose guide is the exact posterior: every bound equals log p(x).
+
+    Args:
+        latent: number of latent dimensions q.
+
+    Example:
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> ppca = PPCA(2).fit(x)
+        >>> ppca.log_prob(x).shape, ppca.posterior(x).event_shape, ppca.sample(3).shape
+        ((50,), torch.Size([2]), (3, 4))
+    """
+
+    def __init__(self, latent: int) -> None:
+        super().__init__(_unfitted, _unfitted, StandardNormal(_positive(latent)))
+        self.latent = latent
+
+    def fit(self, data: Any) -> "PPCA":
+        """The maximum-likelihood fit (Tipping & Bishop 1999, eqs. 7 and 8) to data (n, d); returns itself.
+
+        Raises: DataError for unusable data or where no variance is left for the noise, OptionError if q >= d.
+        """
+        schema, x = _centred(data)
+        n, d = x.shape
+        if self.latent >= d:
+            raise OptionError(f"latent: got {self.latent}, expected fewer than the {d} columns")
+        _, singular, components = _svd(x)
+        variances = x.new_zeros(d)
+        variances[: len(singular)] = singular**2 / n
+        kept, noise = variances[: self.latent], variances[self.latent :].mean()
+        if noise <= 1e-12 * variances.sum():
+            raise DataError(f"the rows lie in {self.latent} dimensions: got noise variance 0; expected latent to be lower")
+        # W = U (L - s^2)^(1/2) has orthogonal columns, so the posterior N(M^-1 W'x, s^2 M^-1), M = L, is mean-field
+        loadings = components[: self.latent].T * (kept - noise).sqrt()
+        self.allocate(d, schema)
+        _fill(self.decoder.linear, loadings)
+        _fill(self.encoder.linear, loadings.T / kept[:, None])
+        self.decoder.scale.fill_(noise.sqrt())
+        self.encoder.scale.copy_((noise / kept).sqrt())
+        return self
+
+    def allocate(self, features: int, schema: Schema | None) -> "PPCA":
+        """Make room for weights of d features, to be filled by `fit` or from a file."""
+        self.schema = schema
+        self.encoder, self.decoder = LinearNormal(features, self.latent), LinearNormal(self.latent, features)
+        self.recipe = {"kind": "ppca", "latent": self.latent}
+        return self.double()
+
+    @property
+    def loadings(self) -> Tensor:
+        """W (d, q), float64."""
+        return self.decoder.linear.weight.detach()
+
+    @property
+    def noise_variance(self) -> float:
+        """The variance of the noise, in squared units of the data."""
+        return float(self.decoder.scale[0] ** 2)
+
+    @torch.no_grad()
+    def log_prob(self, data: Any) -> np.ndarray:
+        """Exact log p(x) per row, in nats: (n,) float64."""
+        x = self.batch(data).x
+        noise = self.noise_variance * torch.eye(x.shape[1], dtype=x.dtype)
+        marginal = dist.MultivariateNormal(x.new_zeros(x.shape[1]), self.loadings @ self.loadings.T + noise)
+        return marginal.log_prob(x).numpy()
+
+    @torch.no_grad()
+    def posterior(self, data: Any) -> dist.Distribution:
+        """Exact p(z|x): batch (n,), event (q,)."""
+        return self.encoder(self.batch(data).x)
+
+    @torch.no_grad()
+    def sample(self, n: int, seed: int = 0) -> Any:
+        """Draw n rows from the model, of the data's own type."""
+        noise = torch.Generator().manual_seed(seed)
+        z, e = (torch.randn(n, k, generator=noise, dtype=torch.float64) for k in reversed(self.loadings.shape))
+        assert self.schema is not None
+        return self.schema.decode(z @ self.loadings.T + self.noise_variance**0.5 * e)
+
+
+def _unfitted(value: Tensor) -> NoReturn:
+    raise OptionError("got a model without parameters, expected .fit(data) first")
+
+
+def _positive(latent: Any) -> int:
+    if isinstance(latent, bool) or not isinstance(latent, int) or latent < 1:
+        raise OptionError(f"latent: got {latent!r}, expected a positive whole number")
+    return latent
+
+
+def _centred(data: Any) -> tuple[Schema, Tensor]:
+    schema = Schema.fit(data, "center")
+    return schema, schema.tensors(data, dtype=torch.float64).x
+
+
+def _svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U, S, V' of x (n, d); each direction's largest entry is positive, so that a fit is unique."""
+    u, singular, components = torch.linalg.svd(x, full_matrices=False)
+    signs = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
+    return u * signs.T, singular, components * signs
+
+
+def _fill(linear: nn.Linear, weight: Tensor) -> None:
+    with torch.no_grad():
+        linear.weight.copy_(weight)

@@ -1,0 +1,73 @@
+"""Every choice by name and every default, once. No torch here: the command line reads this file and starts fast."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What `build` takes by name.
+
+    Attributes:
+        latent: number of latent dimensions k.
+        hidden: widths of the hidden layers; () makes a linear net.
+        likelihood: normal | bernoulli | continuous_bernoulli.
+        prior: standard_normal | flat.
+        posterior: mean_field | delta.
+        nets: mlp | cnn.
+        activation: tanh | relu | silu | elu | softplus.
+        scale: of the normal likelihood: row | feature | shared | a number (encoded units).
+        scale_link: softplus | log_variance.
+        standardize: feature | center | none (normal likelihood only).
+        seed: of the initial weights.
+    """
+
+    latent: int = 8
+    hidden: tuple[int, ...] = (128,)
+    likelihood: str = "normal"
+    prior: str = "standard_normal"
+    posterior: str = "mean_field"
+    nets: str = "mlp"
+    activation: str = "tanh"
+    scale: str | float = "row"
+    scale_link: str = "softplus"
+    standardize: str = "feature"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What `fit` takes by name.
+
+    Attributes:
+        objective: elbo | analytic_kl | iwae | score_function.
+        particles: Monte Carlo draws a row and step (K for iwae).
+        epochs: passes over the training rows.
+        batch_size: rows a step.
+        optimizer: adam | adamw | sgd | adagrad.
+        lr: step size at the start.
+        schedule: cosine (to zero at the last step) | constant.
+        weight_decay: as the optimiser defines it.
+        max_grad_norm: clip the gradient of the mean over rows to this norm; None: never.
+        kl_warmup: epochs over which the weight of the KL term rises from 0 to 1.
+        valid: share of the rows held out for validation.
+        patience: epochs without a better validation bound before stopping; None: never.
+        binarize: none | threshold | stochastic (drawn anew each step).
+        seed: of the split, the order of the rows and all noise.
+        progress: show a progress bar.
+    """
+
+    objective: str = "elbo"
+    particles: int = 1
+    epochs: int = 100
+    batch_size: int = 256
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+    kl_warmup: int = 0
+    valid: float = 0.1
+    patience: int | None = None
+    binarize: str | None = None
+    seed: int = 0
+    progress: bool = True
