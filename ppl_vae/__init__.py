@@ -66,7 +66,7 @@ _HOMES = {
 _MODULES = {"datasets": "data.datasets", "plots": "criticism.plots"}
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__ = sorted([*_PUBLIC, *_MODULES])  # noqa: PLE0605
+__all__ = sorted([*_PUBLIC, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ class ModelOptions:
         activation: tanh | relu | silu | elu | softplus.
         scale: of the normal likelihood: row | feature | shared | a number (encoded units).
         scale_link: softplus | log_variance.
+        scale_floor: smallest scale of the normal likelihood, in encoded units.
         standardize: feature | center | none (normal likelihood only).
         seed: of the initial weights.
     """
@@ -30,6 +31,7 @@ class ModelOptions:
     activation: str = "tanh"
     scale: str | float = "row"
     scale_link: str = "softplus"
+    scale_floor: float = 1e-3
     standardize: str = "feature"
     seed: int = 0
 

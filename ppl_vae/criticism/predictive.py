@@ -40,7 +40,9 @@ def generate(vae: Any, n: int, seed: int = 0) -> Simulated:
         try:
             sites = poutine.trace(vae.model).get_trace(n=n).nodes
         except NotImplementedError as error:
-            raise OptionError("generate: got an improper prior, which cannot be sampled; expected a proper one") from error
+            raise OptionError(
+                "generate: got an improper prior, which cannot be sampled; expected a proper one"
+            ) from error
     return Simulated(_own(vae, sites["x"]["value"]), sites["z"]["value"].cpu().numpy())
 
 

@@ -167,7 +167,9 @@ def score(
     observe = how.per_feature if per_feature or how.read is observed else None
     if draws is not None:
         if observe is not None:
-            raise OptionError(f"draws: got draws with scoring={scoring!r}, per_feature={per_feature}, which need new ones")
+            raise OptionError(
+                f"draws: got draws with scoring={scoring!r}, per_feature={per_feature}, which need new ones"
+            )
         parts = [_reduced(draws, how, per_feature)]
     else:
         num_draws = 1 if known.point else num_draws

@@ -71,6 +71,16 @@ class Schema:
         loc, scale = standardizer(table)
         return cls(table.names, table.kind, table.shape, loc, scale, str(table.values.dtype))
 
+    @classmethod
+    def of(cls, data: Any) -> "Schema":
+        """The columns of data, without scaling.
+
+        Args:
+            data: one row or more of any kind that `tables.read` accepts.
+        """
+        table = read(data)
+        return cls(table.names, table.kind, table.shape, precision=str(table.values.dtype))
+
     @property
     def width(self) -> int:
         """The number of columns, d."""

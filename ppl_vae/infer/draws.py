@@ -230,7 +230,8 @@ def check(vae: Any, x: Tensor, strict: bool = True) -> None:
         name = vae.schema.names[column] if vae.schema is not None else f"x{column}"
         raise DataError(
             f"column {name!r}: got {x[row, column].item():.6g} in row {row}, expected {_describe(family.support)}, "
-            f"the support of the likelihood {type(family).__name__}" + (GREY if isinstance(family, dist.Bernoulli) else "")
+            f"the support of the likelihood {type(family).__name__}"
+            + (GREY if isinstance(family, dist.Bernoulli) else "")
         )
 
 

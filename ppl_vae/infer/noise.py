@@ -37,7 +37,9 @@ def row_keys(x: Tensor, seed: int) -> Tensor:
 
 def step_keys(rows: Tensor, seed: int, step: int) -> Tensor:
     """Keys (b,) from the row numbers (b,) of one training step."""
-    return mix(rows * GAMMA + mix(torch.tensor([_wrapped(seed) ^ step * FIRST & 0x7FFFFFFFFFFFFFFF], device=rows.device)))
+    return mix(
+        rows * GAMMA + mix(torch.tensor([_wrapped(seed) ^ step * FIRST & 0x7FFFFFFFFFFFFFFF], device=rows.device))
+    )
 
 
 def _wrapped(seed: int) -> int:

@@ -59,7 +59,9 @@ OBJECTIVES: dict[str, Objective] = {
         renyi_elbo, bound="iwae", weighs_kl=False, text="E[log mean of K weights] (Burda et al. 2016, eq. 8)"
     ),
     "score_function": Objective(
-        trace_elbo, reparameterized=False, text="the bound of elbo with the score-function gradient (Ranganath et al. 2014)"
+        trace_elbo,
+        reparameterized=False,
+        text="the bound of elbo with the score-function gradient (Ranganath et al. 2014)",
     ),
 }
 

@@ -304,7 +304,9 @@ def check_grey(vae: Any, x: Tensor) -> None:
     if wrong.any():
         row, column = wrong.nonzero()[0].tolist()
         name = vae.schema.names[column] if vae.schema is not None else f"x{column}"
-        raise DataError(f"column {name!r}: got {x[row, column]:.6g} in row {row}, expected values in [0, 1] to binarize")
+        raise DataError(
+            f"column {name!r}: got {x[row, column]:.6g} in row {row}, expected values in [0, 1] to binarize"
+        )
 
 
 def non_finite(tally: Tally, vae: Any, numbers: Tensor, step: int, history: History) -> NonFiniteError:
@@ -318,8 +320,12 @@ def non_finite(tally: Tally, vae: Any, numbers: Tensor, step: int, history: Hist
             break
     else:
         name, rows = None, numbers.tolist()
-        bad_parameters = [n for n, p in vae.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
-        where = f"gradient of {', '.join(bad_parameters[:3]) or 'the loss'} in a batch of {len(rows)} rows, {rows[:5]} ..."
+        bad_parameters = [
+            n for n, p in vae.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
+        ]
+        where = (
+            f"gradient of {', '.join(bad_parameters[:3]) or 'the loss'} in a batch of {len(rows)} rows, {rows[:5]} ..."
+        )
     return NonFiniteError(
         f"step {step}: got a {where} that is not finite; the model holds its state before this step. "
         "A smaller lr, max_grad_norm, or a larger scale may help",

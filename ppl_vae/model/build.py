@@ -1,7 +1,7 @@
 """From names and data to a model. The one place, with the command line, where a string becomes an object."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ def build(
     activation: str = Default.activation,
     scale: str | float = Default.scale,
     scale_link: str = Default.scale_link,
+    scale_floor: float = Default.scale_floor,
     standardize: str = Default.standardize,
     schema: Schema | None = None,
     seed: int = Default.seed,
@@ -72,7 +73,9 @@ def build(
         activation: "tanh", "relu", "silu", "elu" or "softplus".
         scale: standard deviation of the normal likelihood: "row" (the net gives it, per row and feature), "feature",
             "shared", or a number in encoded units.
-        scale_link: "softplus" (floor 1e-3) or "log_variance" (Kingma & Welling 2013, appendix C.2, clamped).
+        scale_link: "softplus" or "log_variance" (Kingma & Welling 2013, appendix C.2, clamped).
+        scale_floor: smallest learned scale of the normal likelihood, in encoded units: without one a likelihood grows
+            without bound. A pixel's or instrument's resolution is a good choice.
         standardize: "feature" (zero mean, unit standard deviation), "center" or "none"; used with a normal likelihood
             or a callable one, since {0, 1} and [0, 1] have units of their own. Kept with the model.
         schema: a `Schema` to use instead of one made from `data`.
@@ -89,49 +92,68 @@ def build(
     if likelihood in ("bernoulli", "continuous_bernoulli"):
         standardize = "none"
     chosen = Default(
-        latent, tuple(hidden), likelihood, prior, posterior, nets, activation, scale, scale_link, standardize, seed
-    )  # type: ignore[arg-type]
-    return assemble(schema or Schema.fit(data, standardize), {**asdict(chosen), **options})
+        latent,
+        tuple(hidden),
+        likelihood,  # type: ignore[arg-type]
+        prior,  # type: ignore[arg-type]
+        posterior,  # type: ignore[arg-type]
+        nets,
+        activation,
+        scale,
+        scale_link,
+        scale_floor,
+        standardize,
+        seed,
+    )
+    return assemble(schema or Schema.fit(data, standardize), {**vars(chosen), **options})
 
 
 def assemble(schema: Schema, chosen: dict[str, Any]) -> VAE:
-    """The model that `build` made with these options, with fresh weights."""
-    chosen = dict(chosen)
-    names = ("likelihood", "prior", "posterior", "nets", "scale_link", "activation")
-    by_name = all(isinstance(chosen[name], str) for name in names)
-    recipe = {"kind": "build", **chosen} if by_name else None
-    latent, hidden, link = chosen.pop("latent"), chosen.pop("hidden"), chosen.pop("scale_link")
-    for name, sizes in (("latent", (latent,)), ("hidden", hidden)):
-        if any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in sizes):
-            raise OptionError(f"{name}: got {chosen.get(name, sizes)!r}, expected positive whole numbers")
-    pair = choose("nets", chosen.pop("nets"), NETS)
-    make_likelihood, make_prior, make_posterior = (chosen.pop(n) for n in ("likelihood", "prior", "posterior"))
-    scale, seed, activation = chosen.pop("scale"), chosen.pop("seed"), chosen.pop("activation")
-    chosen.pop("standardize")
+    """The model that `build` makes of these options, with fresh weights."""
+    names = [field.name for field in fields(Default)]
+    of = Default(**{name: chosen[name] for name in names})
+    options = {name: value for name, value in chosen.items() if name not in names}
+    _check_sizes("latent", of.latent, [of.latent])
+    _check_sizes("hidden", of.hidden, of.hidden)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(of.seed)
         try:
-            encoder_net, decoder_net = pair(schema, tuple(hidden), activation, **chosen)
+            encoder_net, decoder_net = choose("nets", of.nets, NETS)(schema, of.hidden, of.activation, **options)
         except TypeError as error:
-            raise OptionError(f"build: got the options {sorted(chosen)}, which these nets do not take") from error
+            raise OptionError(f"build: got the options {sorted(options)}, which these nets do not take") from error
         d = schema.width
-        if isinstance(make_likelihood, str):
-            family = choose("likelihood", make_likelihood, LIKELIHOODS)(d, scale, link)
-        else:
-            family = make_likelihood(d)
-        if isinstance(make_posterior, str):
-            make_posterior = choose("posterior", make_posterior, POSTERIORS)(link)
+        likelihood = _likelihood(of, d)
+        posterior = (
+            choose("posterior", of.posterior, POSTERIORS)(of.scale_link) if _named(of.posterior) else of.posterior
+        )
         vae = VAE(
-            Conditional(encoder_net(d, make_posterior.outputs * latent), make_posterior),
-            Conditional(decoder_net(latent, family.outputs * d), family),
-            _prior(make_prior, latent),
+            Conditional(encoder_net(d, posterior.outputs * of.latent), posterior),
+            Conditional(decoder_net(of.latent, likelihood.outputs * d), likelihood),
+            _prior(of.prior, of.latent),
             schema,
         )
-    vae.recipe = recipe
+    if all(map(_named, (of.likelihood, of.prior, of.posterior))):
+        vae.recipe = {"kind": "build", **chosen}
     return vae
 
 
+def _named(part: Any) -> bool:
+    return isinstance(part, str)
+
+
+def _check_sizes(name: str, got: Any, sizes: Sequence[Any]) -> None:
+    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
+        raise OptionError(f"{name}: got {got!r}, expected positive whole numbers")
+
+
+def _likelihood(of: Any, features: int) -> nn.Module:
+    if _named(of.likelihood):
+        make = choose("likelihood", of.likelihood, LIKELIHOODS)
+        return make(features, of.scale, of.scale_link, of.scale_floor)
+    return of.likelihood(features)
+
+
 def _prior(prior: Any, latent: int) -> Any:
-    if isinstance(prior, str):
+    if _named(prior):
         return choose("prior", prior, PRIORS)(latent)
     return (lambda: prior) if hasattr(prior, "log_prob") else prior

@@ -1,5 +1,6 @@
 """Likelihoods and the scales of normals: net outputs to a Pyro distribution with its event dimension declared."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,22 +12,22 @@ from torch.nn.functional import softplus
 from ppl_vae.errors import OptionError, choose
 
 SCALE_FLOOR = 1e-3
-"""Smallest standard deviation that the softplus link gives, in encoded units."""
+"""Smallest standard deviation unless told otherwise, in encoded units."""
 LOG_VARIANCE_BOUND = 14.0
-"""The log_variance link clamps to plus or minus this: standard deviations from 9e-4 to 1.1e3."""
+"""The log_variance link clamps from above to this: a standard deviation of 1.1e3."""
 
 
-def softplus_scale(raw: Tensor) -> Tensor:
-    """Standard deviation from an unbounded number: softplus(raw) + SCALE_FLOOR."""
-    return softplus(raw) + SCALE_FLOOR
+def softplus_scale(raw: Tensor, floor: float = SCALE_FLOOR) -> Tensor:
+    """Standard deviation from an unbounded number: softplus(raw) + floor."""
+    return softplus(raw) + floor
 
 
-def log_variance_scale(raw: Tensor) -> Tensor:
+def log_variance_scale(raw: Tensor, floor: float = SCALE_FLOOR) -> Tensor:
     """Standard deviation from a log-variance head, clamped (Kingma & Welling 2013, appendix C.2)."""
-    return torch.exp(0.5 * raw.clamp(-LOG_VARIANCE_BOUND, LOG_VARIANCE_BOUND))
+    return torch.exp(0.5 * raw.clamp(2 * math.log(floor), LOG_VARIANCE_BOUND))
 
 
-SCALE_LINKS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": softplus_scale, "log_variance": log_variance_scale}
+SCALE_LINKS: dict[str, Callable[..., Tensor]] = {"softplus": softplus_scale, "log_variance": log_variance_scale}
 UNIT = {"softplus": 0.5413, "log_variance": 0.0}
 """The raw value at which each link gives a standard deviation of 1, where learned scales start."""
 
@@ -54,28 +55,34 @@ class Normal(nn.Module):
         features: d.
         scale: "row" (the net gives it), "feature", "shared", or a number, the standard deviation in encoded units.
         link: a name in `SCALE_LINKS`.
+        floor: smallest learned standard deviation, in encoded units.
     """
 
-    def __init__(self, features: int, scale: str | float = "row", link: str = "softplus") -> None:
+    def __init__(
+        self, features: int, scale: str | float = "row", link: str = "softplus", floor: float = SCALE_FLOOR
+    ) -> None:
         super().__init__()
-        self.link = choose("scale_link", link, SCALE_LINKS)
+        self.link, self.floor = choose("scale_link", link, SCALE_LINKS), positive("scale_floor", floor)
         self.outputs = 2 if scale == "row" else 1
         if scale in ("feature", "shared"):
             size = features if scale == "feature" else 1
             self.raw = nn.Parameter(torch.full((size,), UNIT[link]))
+        elif isinstance(scale, str) and scale != "row":
+            raise OptionError(f"scale: got {scale!r}, expected 'row', 'feature', 'shared' or a positive number")
         elif scale != "row":
-            self.register_buffer("fixed", torch.tensor([_positive(scale)]))
+            self.register_buffer("fixed", torch.tensor([positive("scale", scale)]))
 
     def forward(self, loc: Tensor, raw: Tensor | None = None) -> dist.Distribution:
-        if raw is None and hasattr(self, "raw"):
-            raw = self.raw
-        return dist.Normal(loc, self.fixed if raw is None else self.link(raw)).to_event(1)
+        if hasattr(self, "fixed"):
+            return dist.Normal(loc, self.fixed).to_event(1)
+        return dist.Normal(loc, self.link(self.raw if raw is None else raw, self.floor)).to_event(1)
 
 
-def _positive(scale: Any) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < float("inf"):
-        raise OptionError(f"scale: got {scale!r}, expected 'row', 'feature', 'shared' or a positive number")
-    return float(scale)
+def positive(name: str, value: Any) -> float:
+    """`value` as a float. Raises: OptionError unless it is a positive finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise OptionError(f"{name}: got {value!r}, expected a positive number")
+    return float(value)
 
 
 class Bernoulli(nn.Module):
@@ -96,17 +103,17 @@ class ContinuousBernoulli(nn.Module):
         return dist.ContinuousBernoulli(logits=logits).to_event(1)
 
 
-def bernoulli(features: int, scale: str | float, link: str) -> nn.Module:
+def bernoulli(features: int, scale: str | float, link: str, floor: float) -> nn.Module:
     """Factory of `Bernoulli`; it has no scale."""
     return Bernoulli()
 
 
-def continuous_bernoulli(features: int, scale: str | float, link: str) -> nn.Module:
+def continuous_bernoulli(features: int, scale: str | float, link: str, floor: float) -> nn.Module:
     """Factory of `ContinuousBernoulli`; it has no scale."""
     return ContinuousBernoulli()
 
 
-LIKELIHOODS: dict[str, Callable[[int, str | float, str], nn.Module]] = {
+LIKELIHOODS: dict[str, Callable[[int, str | float, str, float], nn.Module]] = {
     "normal": Normal,
     "bernoulli": bernoulli,
     "continuous_bernoulli": continuous_bernoulli,

@@ -103,7 +103,9 @@ class PPCA(VAE):
         variances[: len(singular)] = singular**2 / n
         kept, noise = variances[: self.latent], variances[self.latent :].mean()
         if noise <= 1e-12 * variances.sum():
-            raise DataError(f"the rows lie in {self.latent} dimensions: got noise variance 0; expected latent to be lower")
+            raise DataError(
+                f"the rows lie in {self.latent} dimensions: got noise variance 0; expected latent to be lower"
+            )
         # W = U (L - s^2)^(1/2) has orthogonal columns, so the posterior N(M^-1 W'x, s^2 M^-1), M = L, is mean-field
         loadings = components[: self.latent].T * (kept - noise).sqrt()
         self.allocate(d, schema)

@@ -91,7 +91,9 @@ def conv_encoder(
     layers: list[nn.Module] = [nn.Unflatten(-1, image)]
     for a, b in zip(planes, planes[1:]):
         layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), act()]
-    return AnyBatch(nn.Sequential(*layers, nn.Flatten(), mlp(channels[-1] * height * width, outputs, hidden, activation)))
+    return AnyBatch(
+        nn.Sequential(*layers, nn.Flatten(), mlp(channels[-1] * height * width, outputs, hidden, activation))
+    )
 
 
 def conv_decoder(

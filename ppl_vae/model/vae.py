@@ -99,5 +99,5 @@ class VAE(nn.Module):
     def batch(self, data: Any, minimum_rows: int = 1) -> Batch:
         """`data` as encoded tensors of this model's dtype and device, checked against its schema."""
         like = next((p for p in [*self.parameters(), *self.buffers()] if p.is_floating_point()), torch.zeros(0))
-        schema = self.schema or Schema.fit(data, "none")
+        schema = self.schema or Schema.of(data)
         return schema.tensors(data, minimum_rows=minimum_rows, dtype=like.dtype, device=like.device)

@@ -1,0 +1,86 @@
+import numpy as np
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae.model.families import LIKELIHOODS
+from ppl_vae.options import FitOptions, ModelOptions
+
+X = np.random.RandomState(0).rand(60, 6)
+
+
+def test_the_defaults_are_written_once():
+    import inspect
+
+    for function, options in ((pv.build, ModelOptions), (pv.fit, FitOptions)):
+        parameters = inspect.signature(function).parameters
+        fields = options.__dataclass_fields__
+        assert {n: f.default for n, f in fields.items()} == {n: parameters[n].default for n in fields}
+
+
+@pytest.mark.parametrize("nets", ["mlp", "cnn"])
+@pytest.mark.parametrize("likelihood", LIKELIHOODS)
+@pytest.mark.parametrize("posterior", ["mean_field", "delta"])
+def test_every_combination_trains_every_parameter(nets, likelihood, posterior):
+    images = np.random.RandomState(0).rand(30, 5, 4)
+    images = (images > 0.5).astype(float) if likelihood == "bernoulli" else images
+    prior = "flat" if posterior == "delta" else "standard_normal"
+    vae = pv.build(images, latent=2, hidden=(8,), nets=nets, likelihood=likelihood, posterior=posterior, prior=prior)
+    before = [p.detach().clone() for p in vae.parameters()]
+    pv.fit(vae, images, epochs=2, progress=False)
+    assert all(not torch.equal(a, b) for a, b in zip(before, vae.parameters()))
+    assert pv.reconstruct(vae, images).shape == images.shape
+
+
+def test_weights_are_a_function_of_the_seed_and_leave_the_generator_alone():
+    state = torch.get_rng_state()
+    a, b, c = pv.build(X, seed=1), pv.build(X, seed=1), pv.build(X, seed=2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(map(torch.equal, a.parameters(), b.parameters()))
+    assert not all(map(torch.equal, a.parameters(), c.parameters()))
+
+
+def test_standardisation_is_for_the_normal_likelihood():
+    assert pv.build(X).schema.scale is not None
+    assert pv.build(X, likelihood="continuous_bernoulli").schema.loc is None
+
+
+def test_parts_may_be_objects():
+    prior = dist.Normal(torch.zeros(3), 2.0).to_event(1)
+
+    class Laplace(torch.nn.Module):
+        outputs = 2
+
+        def forward(self, loc, raw):
+            return dist.Laplace(loc, torch.nn.functional.softplus(raw) + 1e-3).to_event(1)
+
+    vae = pv.build(X, latent=3, prior=prior, likelihood=lambda d: Laplace())
+    assert vae.recipe is None
+    assert isinstance(vae.decoder(torch.zeros(1, 3)).base_dist, dist.Laplace)
+    history = pv.fit(vae, X, epochs=3, progress=False)
+    assert np.isfinite(history["bound"]).all()
+    assert pv.generate(vae, 5).x.shape == (5, 6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"likelihood": "gaussian"}, "likelihood: got 'gaussian', expected one of 'normal'"),
+        ({"prior": "cauchy"}, "prior: got 'cauchy'"),
+        ({"posterior": "flow"}, "posterior: got 'flow'"),
+        ({"nets": "rnn"}, "nets: got 'rnn'"),
+        ({"activation": "gelu"}, "activation: got 'gelu'"),
+        ({"scale": "rows"}, "scale: got 'rows'"),
+        ({"scale_link": "exp"}, "scale_link: got 'exp'"),
+        ({"standardize": "minmax"}, "standardize: got 'minmax'"),
+        ({"latent": 0}, "latent: got 0"),
+        ({"latent": 2.5}, "latent: got 2.5"),
+        ({"hidden": (8, -1)}, r"hidden: got \(8, -1\)"),
+        ({"layers": 3}, r"options \['layers'\]"),
+        ({"nets": "cnn"}, r"rows of shape \(6,\)"),
+    ],
+)
+def test_bad_options_say_what_was_got_and_expected(options, message):
+    with pytest.raises(pv.OptionError, match=message):
+        pv.build(X, **options)
