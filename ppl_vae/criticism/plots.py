@@ -68,7 +68,7 @@ def training_curve(history: Any, axes: "Axes | None" = None) -> "Figure":
     other.tick_params(axis="y", colors=GREY)
     for side in (axes, other):
         side.spines["top"].set_visible(False)
-    axes.legend(handles=drawn, frameon=False, loc="center right")
+    _legend_above(axes, handles=drawn)
     return figure
 
 
@@ -302,7 +302,7 @@ def _draw_histogram(
         axes.axvline(threshold, color="black", linewidth=1, linestyle="--", label=f"threshold {threshold:.4g}")
     beyond = "" if (shown == values).all() else "\n(the outermost bins hold the scores beyond)"
     axes.set(xlabel=f"{name} (higher = more normal){beyond}", ylabel="share of each kind of row")
-    axes.legend(frameon=False)
+    _legend_above(axes)
     _open(axes)
 
 
@@ -446,7 +446,7 @@ def _image_pairs(vae: Any, originals: np.ndarray, decoded: np.ndarray) -> "Figur
 
 def _line_samples(vae: Any, rows: np.ndarray, axes: "Axes | None") -> "Figure":
     figure, axes = _canvas(axes, (7.0, 4.0))
-    axes.plot(rows.T, color=BLUE, linewidth=1, alpha=max(0.15, min(1.0, 8 / len(rows))))
+    axes.plot(rows.T, color=BLUE, linewidth=1, alpha=max(0.3, min(1.0, 8 / len(rows))))
     _name_columns(axes, vae, rows.shape[1])
     axes.set_ylabel(f"E[x|z] ({_unit(vae)})")
     _open(axes)
@@ -488,7 +488,7 @@ def _unit(vae: Any) -> str:
     schema = vae.schema
     if schema is None or (schema.loc is None and schema.scale is None):
         return "own units"
-    return "own units, centred" if schema.scale is None else "standard deviations from the mean"
+    return "own units, centred" if schema.scale is None else "standard deviations"
 
 
 # ---- figures
@@ -511,3 +511,10 @@ def _canvas(axes: "Axes | None", size: tuple[float, float]) -> "tuple[Figure, Ax
 def _open(axes: "Axes") -> None:
     """No lines above and to the right."""
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _legend_above(axes: "Axes", **options: Any) -> None:
+    """A legend in one line above the axes, where it covers nothing."""
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize="small", borderaxespad=0.2, **options
+    )

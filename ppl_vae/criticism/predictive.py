@@ -104,7 +104,8 @@ def traverse(vae: Any, row: Any, dimension: int, values: Any = None) -> Any:
     values = np.linspace(-3, 3, 10) if values is None else np.asarray(values, float)
     if len(code) != 1 or not 0 <= dimension < code.shape[1]:
         raise OptionError(
-            f"traverse: got {len(code)} rows and dimension {dimension}, expected one row and a dimension below {code.shape[1]}"
+            f"traverse: got {len(code)} rows and dimension {dimension}, "
+            f"expected one row and a dimension below {code.shape[1]}"
         )
     moved = np.repeat(code, len(values), 0)
     moved[:, dimension] = values

@@ -17,6 +17,7 @@ from ppl_vae.infer.scope import isolated
 
 T = TypeVar("T")
 Observe = Callable[[Any], Tensor]
+DENSITIES = ("log_lik", "log_prior", "log_q", "log_weight")
 
 
 class Draws(NamedTuple):
@@ -69,8 +70,8 @@ def draws(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Draws:
 def joined(parts: list[Draws]) -> Draws:
     """Draws of several groups of rows as one."""
     sites = {name: torch.cat([p.sites[name] for p in parts], 1) for name in parts[0].sites}
-    columns = zip(*((p.log_lik, p.log_prior, p.log_q, p.log_weight) for p in parts))
-    return Draws(torch.cat([p.z for p in parts], 1), sites, *(torch.cat(column, 1) for column in columns))
+    log_lik, log_prior, log_q, log_weight = (torch.cat([getattr(p, name) for p in parts], 1) for name in DENSITIES)
+    return Draws(torch.cat([p.z for p in parts], 1), sites, log_lik, log_prior, log_q, log_weight)
 
 
 def each_block(
@@ -117,9 +118,8 @@ def _draws(
     vae: Any, x: Tensor, keys: Tensor, num_draws: int, first: int, jacobian: float, observe: Observe | None
 ) -> Draws:
     guide, model = traces(vae, x, keys, num_draws, first)
-    log_q = sum(_log_prob(site).double() for site in guide.values())
     observed = model.pop("x")
-    log_prior = sum(_log_prob(site).double() for site in model.values())
+    log_q, log_prior = (torch.stack([_log_prob(s).double() for s in sites.values()]).sum(0) for sites in (guide, model))
     log_lik = _log_prob(observed).double() + jacobian
     return Draws(
         guide["z"]["value"],
@@ -139,9 +139,9 @@ def _stacked(parts: list[Draws], n: int) -> Draws:
         return torch.cat(list(values), 0)[:, :n]
 
     sites = {name: stack(p.sites[name] for p in parts) for name in parts[0].sites}
-    densities = (stack(column) for column in zip(*((p.log_lik, p.log_prior, p.log_q, p.log_weight) for p in parts)))
+    log_lik, log_prior, log_q, log_weight = (stack(getattr(p, name) for p in parts) for name in DENSITIES)
     observed = None if parts[0].observed is None else stack(p.observed for p in parts)
-    return Draws(stack(p.z for p in parts), sites, *densities, observed)
+    return Draws(stack(p.z for p in parts), sites, log_lik, log_prior, log_q, log_weight, observed)
 
 
 def traces(
@@ -213,7 +213,8 @@ def check(vae: Any, x: Tensor, strict: bool = True) -> None:
     except PplVaeError:
         raise
     except Exception as error:  # whatever a user's program may raise
-        raise ProgramError(f"model or guide failed on rows of {x.shape[1]} columns: {error}") from error
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__  # Pyro appends a page of shapes
+        raise ProgramError(f"model or guide failed on rows of {x.shape[1]} columns: {first}") from error
     for name, shape in shapes.items():
         if shape != (1, len(x[:2])):
             raise ProgramError(

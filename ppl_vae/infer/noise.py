@@ -127,7 +127,7 @@ class Keyed(Messenger):
         else:  # a global site: one key for all
             rows, salted = 1, mix(salted.sum(0, keepdim=True))
         noise = uniforms(salted, prod(batch) // rows, prod(event), self.first)
-        return noise.reshape(*batch, *event)
+        return noise.reshape(batch + event)
 
 
 def base(fn: Any) -> Any:

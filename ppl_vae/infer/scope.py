@@ -27,5 +27,5 @@ def remember(vae: Any) -> None:
 
     Those of its modules stay in the modules, where a cast or a load finds them.
     """
-    state = pyro.get_param_store().get_state()
+    state: Any = pyro.get_param_store().get_state()
     _own[vae] = {part: {k: v for k, v in entries.items() if "$$$" not in k} for part, entries in state.items()}

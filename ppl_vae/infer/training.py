@@ -188,7 +188,7 @@ class Step:
     def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int) -> None:
         self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, 0
         self.jacobian = vae.schema.log_jacobian if vae.schema is not None else 0.0
-        elbo = target.make(particles)
+        elbo: Any = target.make(particles)
 
         def loss_and_grads(*args: Any, **kwargs: Any) -> float:
             one.loss = elbo.loss_and_grads(*args, **kwargs)
@@ -279,7 +279,8 @@ class Best:
 
     def __init__(self, one: OneOptimizer, patience: int | None) -> None:
         self.one, self.patience = one, patience
-        self.bound, self.epoch, self.kept = -inf, 0, []
+        self.bound, self.epoch = -inf, 0
+        self.kept: list[Tensor] = []
 
     def is_over(self, bound: float, epoch: int) -> bool:
         """Take note of an epoch's validation bound; True if it is `patience` epochs since the best."""

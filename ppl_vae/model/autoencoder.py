@@ -1,6 +1,6 @@
 """The deterministic limit: a point posterior, a flat prior, a unit normal. Squared error, as a program."""
 
-from torch import nn
+from collections.abc import Callable
 
 from ppl_vae.data.schema import Schema
 from ppl_vae.model.families import Conditional, Normal
@@ -21,10 +21,11 @@ class Autoencoder(VAE):
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> autoencoder = Autoencoder(nn.Linear(5, 2), nn.Linear(2, 5))
         >>> autoencoder.encoder(torch.zeros(3, 5)).event_shape
         torch.Size([2])
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, schema: Schema | None = None) -> None:
+    def __init__(self, encoder: Callable, decoder: Callable, schema: Schema | None = None) -> None:
         super().__init__(Conditional(encoder, Point()), Conditional(decoder, Normal(1, scale=1.0)), Flat(), schema)

@@ -122,10 +122,10 @@ def assemble(schema: Schema, chosen: dict[str, Any]) -> VAE:
         except TypeError as error:
             raise OptionError(f"build: got the options {sorted(options)}, which these nets do not take") from error
         d = schema.width
-        likelihood = _likelihood(of, d)
-        posterior = (
-            choose("posterior", of.posterior, POSTERIORS)(of.scale_link) if _named(of.posterior) else of.posterior
-        )
+        likelihood: Any = _likelihood(of, d)
+        posterior: Any = of.posterior
+        if _named(posterior):
+            posterior = choose("posterior", posterior, POSTERIORS)(of.scale_link)
         vae = VAE(
             Conditional(encoder_net(d, posterior.outputs * of.latent), posterior),
             Conditional(decoder_net(of.latent, likelihood.outputs * d), likelihood),

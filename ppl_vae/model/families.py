@@ -40,7 +40,7 @@ class Conditional(nn.Module):
         family: called with the `family.outputs` equal parts of the net's output, each (..., features).
     """
 
-    def __init__(self, net: nn.Module, family: Any) -> None:
+    def __init__(self, net: Any, family: Any) -> None:
         super().__init__()
         self.net, self.family = net, family
 
@@ -57,6 +57,8 @@ class Normal(nn.Module):
         link: a name in `SCALE_LINKS`.
         floor: smallest learned standard deviation, in encoded units.
     """
+
+    fixed: Tensor
 
     def __init__(
         self, features: int, scale: str | float = "row", link: str = "softplus", floor: float = SCALE_FLOOR

@@ -61,6 +61,8 @@ class PCA(Autoencoder):
 class LinearNormal(nn.Module):
     """N(W value, diag(scale^2)), batch (...) and event (outputs,)."""
 
+    scale: Tensor
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs, bias=False)

@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 
 class StandardNormal(nn.Module):
     """p(z) = N(0, I) in `latent` dimensions."""
+
+    loc: Tensor
+    scale: Tensor
 
     def __init__(self, latent: int) -> None:
         super().__init__()

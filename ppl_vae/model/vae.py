@@ -51,6 +51,10 @@ class VAE(nn.Module):
         torch.Size([3, 5])
     """
 
+    encoder: Any
+    decoder: Any
+    prior: Any
+
     def __init__(self, encoder: Part, decoder: Part, prior: Part, schema: Schema | None = None) -> None:
         super().__init__()
         for name, part in (("encoder", encoder), ("decoder", decoder), ("prior", prior)):

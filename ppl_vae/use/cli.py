@@ -1,0 +1,253 @@
+"""The command line: `ppl-vae demo | fit | score | sample | datasets`.
+
+Only names and numbers come in, from arguments or a configuration file; what a name may be is decided where its table of
+choices stands. Nothing heavy is imported before a command runs, so that `--help` is quick.
+"""
+
+import inspect
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from functools import reduce
+from importlib import import_module
+from operator import or_
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from ppl_vae.errors import OptionError, PplVaeError
+from ppl_vae.options import FitOptions, ModelOptions
+
+WRONG, INTERRUPTED = 2, 130
+"""Exit codes: of an error that the user can mend, and (by the shells' convention, 128 + SIGINT) of Ctrl-C."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: arguments without the program's name; None: those of this process.
+
+    Returns: the exit code; results go to stdout, an error is one line on stderr.
+
+    Example:
+        >>> main(["--version"])
+        ppl-vae 0.1.0
+        0
+    """
+    try:
+        options = parser().parse_args(argv)
+        COMMANDS[options.command](**vars(options[options.command]))
+        return 0
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # `ppl-vae datasets | head`: the reader has gone, and the flush at exit must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WRONG
+    except (PplVaeError, ArgumentError, OSError) as error:
+        return _say(error, WRONG)
+
+
+def _say(what: object, code: int) -> int:
+    print("ppl-vae:", " ".join(str(what).split()), file=sys.stderr)
+    return code
+
+
+# ---- the commands
+
+
+def demo(out: str, anomaly: int, seed: int) -> None:
+    """Find one digit among the others: fit, score, draw, and write it all to a folder."""
+    from ppl_vae.use.demo import demo as run
+
+    run(out, anomaly=anomaly, seed=seed)
+
+
+def fit(data: str, out: str, model: Namespace, fit: Namespace, config: Any = None) -> None:
+    """Fit a VAE to data; writes the model, history.csv and options.json (for --config) to a folder."""
+    from ppl_vae.files import to_json, write_text
+    from ppl_vae.infer.training import fit as train
+    from ppl_vae.model.build import build
+    from ppl_vae.use.store import save
+
+    model_options, fit_options = ModelOptions(**vars(model)), FitOptions(**vars(fit))
+    rows, folder = _rows(data), Path(out)
+    vae = build(rows, **asdict(model_options))
+    bar = fit_options.progress and sys.stderr.isatty()  # a bar in a log file is noise
+    history = train(vae, rows, **{**asdict(fit_options), "progress": bar})
+    save(vae, folder)
+    history.save(folder / "history.csv")
+    write_text(folder / "options.json", to_json({"model": asdict(model_options), "fit": asdict(fit_options)}))
+    last = history.epochs[(history.best_epoch or len(history)) - 1]
+    print(f"{len(history)} epochs in {history['seconds'][-1]:.1f} s")
+    print(f"bound {last['bound']:.4f} nats a row in training, {last['valid_bound']:.4f} on the rows held out")
+    print(f"wrote {folder}")
+
+
+def score(model: str, data: str, out: str, scoring: str, num_draws: int, seed: int, contamination: float) -> None:
+    """Score rows, higher = more normal; writes row, score, mcse and flagged (0 or 1) as CSV."""
+    import pandas as pd
+
+    from ppl_vae.criticism.scores import score as score_rows
+    from ppl_vae.use.store import load
+
+    _check_csv(out)
+    scores = score_rows(load(model), _rows(data), scoring, num_draws=num_draws, seed=seed)
+    threshold = scores.threshold(contamination)
+    flagged = (scores.values < threshold).astype(int)
+    columns = {"row": range(len(flagged)), "score": scores.values, "mcse": scores.mcse, "flagged": flagged}
+    _write_csv(out, pd.DataFrame(columns))
+    print(f"wrote {out}: {len(flagged)} rows, {flagged.sum()} flagged, with a {scoring} below {threshold:.6g}")
+
+
+def sample(model: str, n: int, out: str, seed: int) -> None:
+    """Draw new rows from a model; writes them as CSV, in the units of its data."""
+    import pandas as pd
+
+    from ppl_vae.criticism.predictive import generate
+    from ppl_vae.data.tables import read
+    from ppl_vae.use.store import load
+
+    _check_csv(out)
+    vae = load(model)
+    assert vae.schema is not None  # a model that was saved has one
+    _write_csv(out, pd.DataFrame(read(generate(vae, n, seed).x).values, columns=list(vae.schema.names)))
+    print(f"wrote {out}: {n} rows, {vae.schema.width} columns")
+
+
+def datasets() -> None:
+    """List the data sets that DATA may name, and whether their files are here."""
+    from ppl_vae.data.datasets import names
+
+    for name, is_there, description in names():
+        print(f"{name:<22} {'here' if is_there else 'absent':<7} {description}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "fit": fit,
+    "score": score,
+    "sample": sample,
+    "datasets": datasets,
+}
+
+
+# ---- what they share
+
+
+def _rows(data: str) -> Any:
+    """Data by path or by a data set's name; a data set's labels are not looked at."""
+    from ppl_vae.data.datasets import load
+
+    path = Path(data)
+    if path.suffix or path.exists():
+        return path
+    try:
+        return load(data)
+    except OptionError:
+        raise OptionError(
+            f"DATA: got {data!r}, expected a .npy, .npz, .csv or .parquet file or a name from `ppl-vae datasets`"
+        ) from None
+
+
+def _check_csv(out: str) -> None:
+    """Before the work: what is written is CSV, whatever the name says."""
+    if Path(out).suffix.lower() != ".csv":
+        raise OptionError(f"out: got {out!r}, expected a name that ends in .csv")
+
+
+def _write_csv(out: str, frame: Any) -> None:
+    from ppl_vae.files import write_text
+
+    write_text(out, frame.to_csv(index=False, lineterminator="\n"))
+
+
+# ---- the arguments
+
+DATA = "a .npy, .npz, .csv or .parquet file, or the name of a data set"
+
+
+def parser() -> ArgumentParser:
+    """The parser of all commands."""
+    version = import_module("ppl_vae").__version__
+    description = "Variational autoencoders as two probabilistic programs."
+    top = ArgumentParser(prog="ppl-vae", description=description, version=version, exit_on_error=False)
+    commands = top.add_subcommands(dest="command")
+    for name, arguments in ARGUMENTS.items():
+        text = inspect.getdoc(COMMANDS[name])
+        assert text is not None
+        one = ArgumentParser(description=text, exit_on_error=False)
+        arguments(one)
+        commands.add_subcommand(name, one, help=text)
+    return top
+
+
+def _demo_arguments(one: ArgumentParser) -> None:
+    one.add_argument("--out", type=str, default="runs/demo", help="folder")
+    one.add_argument("--anomaly", type=int, default=0, help="the digit that no model sees in training, 0 to 9")
+    one.add_argument("--seed", type=int, default=0, help="of everything random")
+
+
+def _fit_arguments(one: ArgumentParser) -> None:
+    one.add_argument("data", type=str, help=DATA)
+    one.add_argument("--out", type=str, required=True, help="folder")
+    one.add_argument("--config", action="config", help="a file of model and fit options, such as options.json of a fit")
+    _add_options(one, "model", ModelOptions)
+    _add_options(one, "fit", FitOptions)
+
+
+def _score_arguments(one: ArgumentParser) -> None:
+    one.add_argument("model", type=str, help="folder of a model")
+    one.add_argument("data", type=str, help=DATA)
+    one.add_argument("--out", type=str, default="scores.csv", help="file")
+    one.add_argument(
+        "--scoring",
+        type=str,
+        default="reconstruction_probability",
+        help="reconstruction_probability | expected_log_likelihood | elbo | iwae | reconstruction_error",
+    )
+    one.add_argument("--num_draws", type=int, default=64, help="Monte Carlo draws a row")
+    one.add_argument("--seed", type=int, default=0, help="of the draws")
+    one.add_argument("--contamination", type=float, default=0.05, help="share of these rows to flag, in (0, 0.5]")
+
+
+def _sample_arguments(one: ArgumentParser) -> None:
+    one.add_argument("model", type=str, help="folder of a model")
+    one.add_argument("--n", type=int, default=100, help="number of rows")
+    one.add_argument("--out", type=str, default="samples.csv", help="file")
+    one.add_argument("--seed", type=int, default=0, help="of the draws")
+
+
+def _no_arguments(one: ArgumentParser) -> None:
+    pass
+
+
+ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
+    "demo": _demo_arguments,
+    "fit": _fit_arguments,
+    "score": _score_arguments,
+    "sample": _sample_arguments,
+    "datasets": _no_arguments,
+}
+
+
+def _add_options(one: ArgumentParser, group: str, options: type) -> None:
+    """An argument for each field of a dataclass, one by one: names and numbers only, never a class path."""
+    hints, texts = typing.get_type_hints(options), _texts(options)
+    for field in fields(options):
+        kind = hints[field.name]
+        if str in typing.get_args(kind):  # a union takes the first type that fits, and every value fits str
+            kind = reduce(or_, sorted(typing.get_args(kind), key=lambda part: part is str))
+        one.add_argument(f"--{group}.{field.name}", type=kind, default=field.default, help=texts[field.name])
+
+
+def _texts(options: type) -> dict[str, str]:
+    """What the docstring of a dataclass says about each of its attributes."""
+    text = inspect.getdoc(options) or ""
+    return dict(re.findall(r"^    (\w+): (.*)$", text.partition("Attributes:")[2], re.MULTILINE))

@@ -1,0 +1,127 @@
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+
+import ppl_vae as pv
+from ppl_vae.infer.draws import in_mode
+
+RANDOM = np.random.RandomState(0)
+X = (RANDOM.randn(500, 2) @ RANDOM.randn(2, 6) + 0.5 * RANDOM.randn(500, 6)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def vae():
+    vae = pv.build(X, latent=2, hidden=(16,))
+    pv.fit(vae, X, epochs=5, lr=1e-2, progress=False)
+    return vae
+
+
+def test_every_log_weight_of_an_exact_guide_is_log_p(x=X.astype("float64")):
+    """For every row and draw, to 1e-6: log p(x,z) - log q(z|x) does not depend on z."""
+    ppca = pv.PPCA(2).fit(x)
+    drawn = pv.draws(ppca, x, num_draws=20)
+    assert drawn.log_weight.shape == (20, 500)
+    assert np.abs(drawn.log_weight.numpy() - ppca.log_prob(x)).max() < 1e-6
+    assert np.allclose(drawn.log_lik + drawn.log_prior - drawn.log_q, drawn.log_weight)
+
+
+@pytest.mark.parametrize("plant", ["variance for scale", "dropped log q", "sign of the mean", "prior of scale 2"])
+def test_a_planted_error_breaks_exactness(plant):
+    """The oracle of the test before notices the slips that write-ups of VAEs contain."""
+    ppca = pv.PPCA(2).fit(X.astype("float64"))
+    if plant == "variance for scale":
+        ppca.encoder.scale.copy_(ppca.encoder.scale**2)
+    elif plant == "sign of the mean":
+        ppca.encoder.linear.weight.data.neg_()
+    elif plant == "prior of scale 2":
+        ppca.prior.scale.fill_(2.0)
+    drawn = pv.draws(ppca, X, num_draws=20)
+    weights = drawn.log_lik + drawn.log_prior if plant == "dropped log q" else drawn.log_weight
+    assert np.abs(weights.numpy() - pv.PPCA(2).fit(X).log_prob(X)).max() > 0.1
+
+
+def test_densities_are_those_of_pyros_own_trace(vae):
+    drawn = pv.draws(vae, X, num_draws=3, seed=1)
+    x = vae.batch(X).x
+    with torch.no_grad(), pyro.get_param_store().scope():
+        guide = poutine.trace(poutine.condition(vae.guide, {"z": drawn.z[1]})).get_trace(x)
+        model = poutine.trace(poutine.condition(vae.model, {"z": drawn.z[1]})).get_trace(x)
+    guide.compute_log_prob(), model.compute_log_prob()
+    assert torch.allclose(drawn.log_q[1].float(), guide.nodes["z"]["log_prob"], atol=1e-5)
+    assert torch.allclose(drawn.log_prior[1].float(), model.nodes["z"]["log_prob"], atol=1e-5)
+    log_lik = model.nodes["x"]["log_prob"] + vae.schema.log_jacobian
+    assert torch.allclose(drawn.log_lik[1].float(), log_lik, atol=1e-4)
+
+
+def test_draws_follow_the_guide(vae):
+    """Means of 2000 draws for 500 rows x 2 dimensions within 5 standard errors: fails by chance at 6e-4."""
+    drawn = pv.draws(vae, X, num_draws=2000)
+    with torch.no_grad():
+        q = vae.encoder(vae.batch(X).x)
+    assert (drawn.z.mean(0) - q.mean).abs().div(q.stddev / 2000**0.5).max() < 5
+    assert (drawn.z.std(0) / q.stddev - 1).abs().max() < 5 / (2 * 2000) ** 0.5
+
+
+@pytest.mark.parametrize("num_draws", [1, 3, 200])
+def test_a_draw_is_a_function_of_row_model_and_seed(vae, num_draws):
+    whole, order = pv.draws(vae, X, num_draws), RANDOM.permutation(500)
+    for rows in (order, slice(17, 29), slice(70, 71), slice(None)):
+        some = pv.draws(vae, X[rows], num_draws)
+        assert torch.allclose(some.z, whole.z[:, rows], rtol=1e-6, atol=1e-7)
+        assert torch.allclose(some.log_weight, whole.log_weight[:, rows], rtol=1e-6, atol=1e-6)
+    again = pv.draws(vae, X, num_draws)
+    assert torch.equal(again.z, whole.z) and torch.equal(again.log_weight, whole.log_weight)
+    assert not torch.equal(pv.draws(vae, X, num_draws, seed=1).z, whole.z)
+
+
+def test_more_draws_begin_with_the_same(vae):
+    assert torch.allclose(pv.draws(vae, X, 300).z[:40], pv.draws(vae, X, 40).z, atol=1e-6)
+
+
+def test_modes_come_back(vae):
+    vae.train()
+    vae.encoder.eval()
+    pv.draws(vae, X[:2])
+    assert vae.training and vae.decoder.training and not vae.encoder.training
+    vae.train()
+    with in_mode(vae, training=False):
+        assert not vae.decoder.net[0].training
+
+
+def broken(decoder):
+    return pv.VAE(
+        lambda x: dist.Normal(x[..., :2], 1.0).to_event(1),
+        decoder,
+        lambda: dist.Normal(torch.zeros(2), 1.0).to_event(1),
+    )
+
+
+def test_programs_that_break_the_contract_are_named():
+    undeclared = broken(lambda z: dist.Normal(z @ torch.ones(2, 6), 1.0))
+    with pytest.raises(pv.ProgramError, match="site x"):
+        pv.draws(undeclared, X)
+    wrong_size = broken(lambda z: dist.Normal(z @ torch.ones(2, 5), 1.0).to_event(1))
+    with pytest.raises(pv.ProgramError, match="rows of 6 columns"):
+        pv.draws(wrong_size, X)
+    with pytest.raises(pv.ProgramError, match="rows of 6 columns"):
+        pv.fit(wrong_size, X, progress=False)
+
+
+@pytest.mark.parametrize("num_draws", [0, -1, 2.0, True, "many"])
+def test_bad_num_draws(vae, num_draws):
+    with pytest.raises(pv.OptionError, match="num_draws"):
+        pv.draws(vae, X, num_draws)
+
+
+def test_values_outside_the_support_name_the_column():
+    grey = RANDOM.rand(20, 3)
+    grey[:, 0] = 1.0
+    vae = pv.build(grey, likelihood="bernoulli", latent=2)
+    for call in (pv.draws, pv.score, lambda v, x: pv.fit(v, x, progress=False)):
+        with pytest.raises(pv.DataError, match=r"column 'x1': got 0\.\d+ in row 0, expected 0 or 1.*Bernoulli"):
+            call(vae, grey)
+    with pytest.raises(pv.DataError, match=r"column 'x2': got 2 .* expected a value in \[0, 1\]"):
+        pv.score(pv.build(grey, likelihood="continuous_bernoulli"), grey * [1, 1, 0] + [0, 0, 2])

@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+
+import ppl_vae as pv
+from ppl_vae.infer.noise import Keyed, step_keys
+from ppl_vae.infer.objectives import BOUNDS, objective
+from ppl_vae.infer.scope import isolated
+
+RANDOM = np.random.RandomState(0)
+X = RANDOM.randn(40, 2) @ RANDOM.randn(2, 4) + 0.5 * RANDOM.randn(40, 4)
+ROWS = torch.arange(40)
+
+
+@pytest.fixture
+def ppca():
+    return pv.PPCA(2).fit(X)
+
+
+def loss(vae, name, particles, step=0, x=None, gradient=False):
+    """One evaluation of an objective, with the noise that `fit` would use."""
+    target = objective(name)
+    x = vae.batch(X).x if x is None else x
+    elbo = target.make(particles)
+    keys = step_keys(ROWS[: len(x)], 0, step)
+    with isolated(vae), Keyed(keys, reparameterized=target.reparameterized):
+        return (elbo.loss_and_grads if gradient else elbo.loss)(vae.model, vae.guide, x)
+
+
+@pytest.mark.parametrize(("name", "particles"), [("elbo", 1), ("elbo", 5), ("iwae", 5), ("score_function", 1)])
+def test_with_the_exact_guide_the_loss_is_minus_log_p_for_every_row_and_draw(ppca, name, particles):
+    x, exact = ppca.batch(X).x, ppca.log_prob(X)
+    for row in range(10):
+        for step in range(5):
+            assert -loss(ppca, name, particles, step, x[row : row + 1]) == pytest.approx(exact[row], abs=1e-6)
+    assert -loss(ppca, name, particles) == pytest.approx(exact.sum(), abs=1e-6)
+
+
+def test_analytic_kl_scatters_around_log_p_even_there(ppca):
+    """Mean of 2000 within 4 standard errors: fails by chance at 6e-5 (Roeder et al. 2017 say why it scatters)."""
+    values = np.array([-loss(ppca, "analytic_kl", 1, step) for step in range(2000)])
+    assert values.std() > 0.1
+    assert abs(values.mean() - ppca.log_prob(X).sum()) < 4 * values.std() / math.sqrt(2000)
+
+
+@pytest.fixture
+def moved(ppca):
+    """A guide that is not exact."""
+    with torch.no_grad():
+        ppca.encoder.linear.weight.add_(0.1)
+        ppca.encoder.scale.mul_(1.5)
+    ppca.encoder.linear.weight.requires_grad_(True)
+    return ppca
+
+
+def test_bounds_are_ordered_and_below_log_p(moved):
+    """ELBO < IWAE_5 < IWAE_50 < log p on average over 300 steps, each gap above 4 standard errors of the pairs."""
+    bounds = [
+        np.array([-loss(moved, name, k, step) for step in range(300)])
+        for name, k in (("elbo", 1), ("iwae", 5), ("iwae", 50))
+    ]
+    for lower, upper in zip(bounds, bounds[1:]):
+        gap = upper - lower
+        assert gap.mean() > 4 * gap.std() / math.sqrt(300)
+    assert bounds[-1].mean() < moved.log_prob(X).sum() + 4 * bounds[-1].std() / math.sqrt(300)
+
+
+def gradient(vae, name, particles, step):
+    vae.zero_grad(set_to_none=True)
+    loss(vae, name, particles, step, gradient=True)
+    return vae.encoder.linear.weight.grad.flatten().numpy().copy()
+
+
+@pytest.mark.parametrize(("name", "particles"), [("elbo", 1), ("elbo", 4), ("analytic_kl", 2), ("iwae", 4)])
+def test_pathwise_gradients_are_finite_differences_under_shared_noise(moved, name, particles):
+    got, weight, h = gradient(moved, name, particles, 3), moved.encoder.linear.weight.data.view(-1), 1e-5
+    numeric = []
+    for j in range(len(weight)):
+        values = []
+        for sign in (1, -1):
+            weight[j] += sign * h
+            values.append(loss(moved, name, particles, 3))
+            weight[j] -= sign * h
+        numeric.append((values[0] - values[1]) / (2 * h))
+    assert np.allclose(got, numeric, rtol=1e-5, atol=1e-5)
+
+
+def test_score_function_has_the_same_mean_gradient_and_more_variance(moved):
+    """8 coordinates of 3000 draws, each within 4.5 standard errors: fails by chance at 6e-5."""
+    path = np.array([gradient(moved, "elbo", 10, step) for step in range(500)])
+    score = np.array([gradient(moved, "score_function", 10, step) for step in range(500, 3500)])
+    error = np.sqrt(path.var(0) / len(path) + score.var(0) / len(score))
+    assert np.all(np.abs(path.mean(0) - score.mean(0)) < 4.5 * error)
+    assert score.var(0).sum() > 5 * path.var(0).sum()
+
+
+def test_score_function_detaches_its_draws(moved):
+    with isolated(moved), Keyed(step_keys(ROWS, 0, 0), reparameterized=False):
+        z = moved.guide(moved.batch(X).x)
+    assert not z.requires_grad
+
+
+def test_bounds_by_hand():
+    log_weight = torch.tensor([[0.0, 1.0], [math.log(3.0), 1.0]])
+    assert torch.allclose(BOUNDS["elbo"](log_weight), torch.tensor([math.log(3) / 2, 1.0]))
+    assert torch.allclose(BOUNDS["iwae"](log_weight), torch.tensor([math.log(2.0), 1.0]))
+
+
+def test_any_factory_of_an_elbo_is_an_objective():
+    x = X.astype("float32")
+    vae = pv.build(x, latent=2, hidden=(8,))
+    history = pv.fit(vae, x, objective=Trace_ELBO, epochs=2, progress=False)
+    same = pv.build(x, latent=2, hidden=(8,))
+    again = pv.fit(same, x, objective="elbo", epochs=2, progress=False)
+    assert np.array_equal(history["bound"], again["bound"])
+
+
+def test_bad_objectives():
+    vae = pv.build(X, latent=2)
+    with pytest.raises(pv.OptionError, match="'vimco', expected one of 'elbo'"):
+        pv.fit(vae, X, objective="vimco")
+    with pytest.raises(pv.OptionError, match="particles: got 1, expected at least 2"):
+        pv.fit(vae, X, objective="iwae")
+    with pytest.raises(pv.OptionError, match="no KL term to weigh"):
+        pv.fit(vae, X, objective="iwae", particles=3, kl_warmup=2)
+
+
+def test_each_row_of_iwae_is_weighed_alone():
+    """One joint weight for the batch would be far below the sum of the rows' bounds."""
+    scale = 0.2
+    vae = pv.VAE(
+        lambda x: dist.Normal(0 * x, 1.0).to_event(1),
+        lambda z: dist.Normal(z, scale).to_event(1),
+        lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1),
+    )
+    x = torch.linspace(-2, 2, 30)[:, None]
+    keys = step_keys(torch.arange(30), 0, 0)
+    with isolated(vae), torch.no_grad(), Keyed(keys):
+        got = -objective("iwae").make(5000).loss(vae.model, vae.guide, x)
+    exact = dist.Normal(0.0, math.sqrt(1 + scale**2)).log_prob(x).sum()
+    assert got == pytest.approx(float(exact), abs=1.0)
+    assert "loc" not in pyro.get_param_store()

@@ -1,0 +1,269 @@
+import csv
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import ppl_vae as pv
+from ppl_vae.infer.objectives import objective
+from ppl_vae.infer.optim import OPTIMIZERS, SCHEDULES, cosine
+
+RANDOM = np.random.RandomState(0)
+X = (RANDOM.randn(300, 2) @ RANDOM.randn(2, 5) + 0.5 * RANDOM.randn(300, 5) + 1).astype("float32")
+OPTIONS = {"epochs": 4, "lr": 1e-2, "batch_size": 64, "progress": False}
+
+
+def small(x=X, **options):
+    return pv.build(x, latent=2, hidden=(8,), **options)
+
+
+def weights(vae):
+    return [p.detach().clone() for p in vae.parameters()]
+
+
+def same(first, second):
+    return all(map(torch.equal, first, second))
+
+
+def test_alternating_fits_equal_fits_alone_bit_for_bit():
+    one, other, alone, alone_too = small(), small(seed=1), small(), small(seed=1)
+    for seed in (0, 1):
+        pv.fit(one, X, seed=seed, **OPTIONS)
+        pv.fit(other, X, seed=seed + 5, objective="iwae", particles=3, **OPTIONS)
+    for seed in (0, 1):
+        pv.fit(alone, X, seed=seed, **OPTIONS)
+    for seed in (5, 6):
+        pv.fit(alone_too, X, seed=seed, objective="iwae", particles=3, **OPTIONS)
+    assert same(weights(one), weights(alone))
+    assert same(weights(other), weights(alone_too))
+
+
+def test_the_caller_is_left_as_it_was():
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), dict(pyro.settings.get())
+    with pyro.get_param_store().scope():
+        pyro.param("decoder", torch.arange(3.0))
+        vae = small()
+        pv.fit(vae, X, **OPTIONS)
+        pv.score(vae, X[:5]), pv.generate(vae, 3), pv.encode(vae, X[:5])
+        assert list(pyro.get_param_store()) == ["decoder"]
+        assert torch.equal(pyro.param("decoder"), torch.arange(3.0))
+    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), dict(pyro.settings.get())
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_history_has_everything_per_epoch_and_saves_in_full(tmp_path):
+    vae = small()
+    history = pv.fit(vae, X, **OPTIONS)
+    columns = "epoch bound reconstruction kl objective grad_norm valid_bound lr kl_weight seconds rows_per_s".split()
+    assert sorted(history.to_frame().columns) == sorted(columns)
+    assert len(history) == 4 and np.isfinite(history.to_frame().to_numpy()).all()
+    assert np.allclose(history["bound"], history["reconstruction"] - history["kl"], atol=1e-5)
+    assert np.allclose(history["bound"], history["objective"], atol=1e-4)
+    assert (np.diff(history["bound"]) > 0).all() and (history["kl"] > 0).all() and (history["rows_per_s"] > 0).all()
+    history.save(tmp_path / "sub" / "history.csv")
+    with open(tmp_path / "sub" / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["bound"]) for row in rows] == history["bound"].tolist()
+    with pytest.raises(pv.OptionError, match="'loss', expected one of 'epoch'"):
+        history["loss"]
+
+
+def test_the_validation_bound_is_the_held_out_rows_own():
+    """Every row has its place in one of the two parts, and the bound is that of `score` within its standard error."""
+    vae, met = small(), []
+    history = pv.fit(vae, X, valid=0.25, epochs=1, callbacks=[lambda v, h: met.append(len(h))], progress=False)
+    assert met == [1]
+    assert -40 < history["valid_bound"][0] < 0
+    assert np.isnan(pv.fit(vae, X, valid=0.0, epochs=1, progress=False)["valid_bound"]).all()
+
+
+def test_the_bound_of_history_is_the_score_of_a_model_that_stands_still():
+    """lr = 0: training bound and score estimate one number; within 4 standard errors, 6e-5."""
+    vae = small()
+    history = pv.fit(vae, X, epochs=20, lr=0.0, valid=0.0, progress=False)
+    exact = pv.score(vae, X, "elbo", num_draws=500)
+    error = history["bound"].std() / math.sqrt(20) + exact.mcse.mean() / math.sqrt(300)
+    assert abs(history["bound"].mean() - exact.values.mean()) < 4 * error
+
+
+def test_warm_up_weighs_the_kl_and_history_stays_unweighted():
+    vae = small()
+    history = pv.fit(vae, X, kl_warmup=4, **OPTIONS)
+    assert history["kl_weight"].tolist() == [0.25, 0.5, 0.75, 1.0]
+    weighted = history["reconstruction"] - history["kl_weight"] * history["kl"]
+    assert np.allclose(history["objective"], weighted, atol=1e-4)
+    assert np.allclose(history["bound"], history["reconstruction"] - history["kl"], atol=1e-5)
+    analytic = pv.fit(small(), X, objective="analytic_kl", kl_warmup=4, lr=0.0, epochs=4, progress=False)
+    gap = analytic["objective"] - (analytic["reconstruction"] - analytic["kl_weight"] * analytic["kl"])
+    assert np.abs(gap).max() < 0.3 < analytic["kl"].min() * 0.75  # the weight reaches Pyro's closed form too
+
+
+def test_early_stopping_returns_to_the_best_epoch():
+    vae, seen = small(hidden=(64,)) if False else pv.build(X[:40], latent=2, hidden=(64,)), {}
+
+    def keep(vae, history):
+        seen[len(history)] = weights(vae)
+
+    history = pv.fit(
+        vae, X[:40], epochs=500, lr=3e-2, valid=0.3, patience=5, schedule="constant", progress=False, callbacks=[keep]
+    )
+    best = int(np.argmax(history["valid_bound"])) + 1
+    assert history.stopped == "patience" and len(history) == best + 5 < 500
+    assert history.best_epoch == best
+    assert same(weights(vae), seen[best]) and not same(weights(vae), seen[len(history)])
+
+
+def test_fit_goes_on_from_where_the_model_stands():
+    vae = small()
+    first = pv.fit(vae, X, **OPTIONS)
+    second = pv.fit(vae, X, **OPTIONS)
+    assert second["bound"][0] > first["bound"][0]
+
+
+def test_gradients_are_clipped_and_recorded_before():
+    start = weights(small())
+    for norm, least in ((1e-3, True), (None, False)):
+        vae = small()
+        history = pv.fit(
+            vae, X, epochs=1, optimizer="sgd", lr=1.0, max_grad_norm=norm, batch_size=300, valid=0, progress=False
+        )
+        moved = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(start, weights(vae))))
+        assert (moved <= 1.001e-3) is least
+        assert history["grad_norm"][0] > 0.1
+
+
+def test_the_gradient_is_that_of_the_mean_over_rows():
+    """One step of plain gradient descent, by hand with autograd on minus the mean bound under the same noise."""
+    vae, twin = small(), small()
+    pv.fit(
+        vae, X, epochs=1, optimizer="sgd", lr=0.1, batch_size=300, valid=0, schedule="constant", seed=3, progress=False
+    )
+    from ppl_vae.infer.noise import Keyed, step_keys
+    from ppl_vae.infer.scope import isolated
+
+    x = twin.batch(X).x
+    with isolated(twin), Keyed(step_keys(torch.arange(300), 3, 0)):
+        objective("elbo").make(1).loss_and_grads(twin.model, twin.guide, x)
+    for p, q in zip(vae.parameters(), twin.parameters()):
+        assert torch.allclose(p, q - 0.1 * q.grad / 300, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_trains(optimizer):
+    history = pv.fit(small(), X, optimizer=optimizer, epochs=5, lr=1e-2, weight_decay=1e-4, progress=False)
+    assert history["bound"][-1] > history["bound"][0]
+
+
+def test_schedules():
+    assert [cosine(p) for p in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    history = pv.fit(small(), X, **OPTIONS)
+    assert np.all(np.diff(history["lr"]) < 0) and history["lr"][-1] < 1e-3
+    assert set(pv.fit(small(), X, schedule="constant", **OPTIONS)["lr"]) == {1e-2}
+    assert set(SCHEDULES) == {"cosine", "constant"}
+
+
+class Exploding(nn.Module):
+    """A normal whose scale overflows for rows whose code is large."""
+
+    outputs = 1
+
+    def forward(self, loc):
+        return dist.Normal(torch.where(loc > 1e3, torch.nan, loc), 1.0).to_event(1)
+
+
+def test_a_non_finite_loss_stops_names_the_site_rows_and_step_and_keeps_the_state():
+    bad = X.copy()
+    bad[[17, 203]] *= 1e6
+    vae = pv.build(bad, latent=2, hidden=(8,), standardize="none", likelihood=lambda d: Exploding())
+    vae.decoder.net = nn.Linear(2, 5)
+    vae.encoder.net = nn.Linear(5, 4)
+    with torch.no_grad():
+        vae.encoder.net.weight[:2].fill_(1.0)
+        vae.decoder.net.weight.fill_(1.0)
+    start = weights(vae)
+    with pytest.raises(pv.NonFiniteError) as caught:
+        pv.fit(vae, bad, epochs=1, batch_size=300, valid=0.0, progress=False)
+    error = caught.value
+    assert error.site == "x" and error.step == 0 and set(error.rows) <= {17, 203} and error.rows
+    assert "site 'x'" in str(error) and "step 0" in str(error)
+    assert same(start, weights(vae))
+
+
+def test_a_non_finite_gradient_is_refused_too():
+    class Root(nn.Module):
+        outputs = 1
+
+        def forward(self, loc):  # sqrt has an infinite slope at 0, times 0
+            return dist.Normal(loc + torch.sqrt((loc * 0).abs()), 1.0).to_event(1)
+
+    vae = small(likelihood=lambda d: Root())
+    start = weights(vae)
+    with pytest.raises(pv.NonFiniteError, match="gradient of .*decoder"):
+        pv.fit(vae, X, epochs=1, progress=False)
+    assert same(start, weights(vae)) and all(torch.isfinite(p).all() for p in vae.parameters())
+
+
+def test_binarisation():
+    grey = RANDOM.rand(200, 6).astype("float32")
+    drawn = pv.fit(small(grey, likelihood="bernoulli"), grey, binarize="stochastic", **OPTIONS)
+    again = pv.fit(small(grey, likelihood="bernoulli"), grey, binarize="stochastic", **OPTIONS)
+    cut = pv.fit(small(grey, likelihood="bernoulli"), grey, binarize="threshold", **OPTIONS)
+    by_hand = pv.fit(small(grey, likelihood="bernoulli"), (grey > 0.5).astype("float32"), **OPTIONS)
+    assert np.array_equal(drawn["bound"], again["bound"])
+    assert np.array_equal(cut["bound"], by_hand["bound"])
+    assert not np.array_equal(cut["bound"], drawn["bound"])
+    with pytest.raises(
+        pv.DataError, match=r"column 'x2': got 1\.\d+ in row 0, expected values in \[0, 1\] to binarize"
+    ):
+        pv.fit(small(grey, likelihood="bernoulli"), grey + np.eye(6)[2], binarize="stochastic", **OPTIONS)
+
+
+def test_stochastic_binarisation_has_the_grey_value_as_mean():
+    """lr = 0 and a decoder with logit 0: every bound is the same whatever was drawn; pixels by frequency, 5 deviations."""
+    from ppl_vae.infer.training import stochastic
+
+    noise, grey = torch.Generator().manual_seed(0), torch.tensor([0.0, 0.1, 0.5, 1.0])
+    mean = stochastic(grey.expand(40000, 4), noise).mean(0)
+    assert torch.all((mean - grey).abs() <= 5 * (grey * (1 - grey) / 40000).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "epochs: got 0"),
+        ({"batch_size": 1.5}, "batch_size: got 1.5"),
+        ({"particles": 0}, "particles: got 0"),
+        ({"valid": 1.0}, "valid: got 1.0"),
+        ({"patience": 3, "valid": 0.0}, "patience"),
+        ({"optimizer": "lion"}, "optimizer: got 'lion'"),
+        ({"schedule": "step"}, "schedule: got 'step'"),
+        ({"binarize": "yes"}, "binarize: got 'yes'"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(pv.OptionError, match=message):
+        pv.fit(small(), X, progress=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.where(np.arange(5) == 3, np.nan, X), "column 'x3': got nan in row 0"),
+        (np.where(np.arange(5) == 1, np.inf, X), "column 'x1': got inf in row 0"),
+        (X[:0], "0 row|empty|no rows"),
+        (X[:1], r"got 1 row\(s\), expected at least 2"),
+        (X.astype(str), "column 'x0'"),
+        (X[:, :4], "4 columns, expected 5"),
+        ("nowhere.csv", "nowhere.csv"),
+    ],
+)
+def test_bad_data(data, message):
+    with pytest.raises(pv.DataError, match=message):
+        pv.fit(small(), data, progress=False)
+    if not isinstance(data, np.ndarray) or data.shape[1] == 5:
+        with pytest.raises(pv.DataError, match=message):
+            pv.build(data)

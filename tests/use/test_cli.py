@@ -1,0 +1,194 @@
+"""The command line from end to end: what it writes, what it says, and how it fails."""
+
+import inspect
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import ppl_vae as pv
+from ppl_vae.criticism.scores import SCORES
+from ppl_vae.use import cli
+from ppl_vae.use.demo import demo
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `main` in an empty folder: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.main(list(argv))
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """A CSV file of 60 rows."""
+    path = tmp_path / "table.csv"
+    x = np.random.RandomState(0).randn(60, 3)
+    pd.DataFrame(x, columns=["a", "b", "c"]).to_csv(path, index=False)
+    return path
+
+
+SMALL = ("--model.latent", "2", "--model.hidden", "[8]", "--fit.epochs", "2")
+
+
+def test_fit_score_and_sample(run: Run, table: Path) -> None:
+    code, out, err = run("fit", str(table), "--out", "model", *SMALL)
+    assert (code, err) == (0, "") and "2 epochs" in out
+    assert len(pd.read_csv("model/history.csv")) == 2
+
+    code, out, err = run("score", "model", str(table), "--contamination", "0.1", "--num_draws", "4", "--seed", "3")
+    assert (code, err) == (0, "") and "60 rows, 6 flagged" in out
+    written = pd.read_csv("scores.csv")
+    expected = pv.score(pv.load("model"), str(table), num_draws=4, seed=3)
+    assert list(written.columns) == ["row", "score", "mcse", "flagged"]
+    assert np.array_equal(written["score"], expected.values) and np.array_equal(written["mcse"], expected.mcse)
+    assert np.array_equal(written["flagged"] == 1, expected.values < expected.threshold(0.1))
+
+    code, out, err = run("sample", "model", "--n", "7", "--out", "new/rows.csv", "--seed", "1")
+    assert (code, err) == (0, "")
+    written = pd.read_csv("new/rows.csv")
+    assert list(written.columns) == ["a", "b", "c"]
+    assert np.allclose(written, pv.generate(pv.load("model"), 7, seed=1).x)
+
+
+def test_every_option_reaches_the_model(run: Run, table: Path) -> None:
+    model = ("--model.scale", "0.5", "--model.hidden", "[4, 3]", "--model.standardize", "center")
+    fit = ("--fit.patience", "1", "--fit.epochs", "3", "--fit.objective", "iwae", "--fit.particles", "2")
+    assert run("fit", str(table), "--out", "model", *model, *fit)[0] == 0
+    recipe = pv.load("model").recipe
+    assert recipe is not None
+    assert (recipe["scale"], recipe["hidden"], recipe["standardize"]) == (0.5, (4, 3), "center")
+    options = json.loads(Path("model/options.json").read_text())
+    assert options["fit"]["patience"] == 1 and options["fit"]["objective"] == "iwae"
+
+
+def test_the_written_options_repeat_the_fit(run: Run, table: Path) -> None:
+    assert run("fit", str(table), "--out", "a", *SMALL, "--fit.seed", "5", "--model.scale", "shared")[0] == 0
+    assert run("fit", str(table), "--out", "b", "--config", "a/options.json")[0] == 0
+    for name in ("model.json", "options.json"):
+        assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
+
+
+def test_a_data_set_by_name(run: Run) -> None:
+    cnn = ("--model.nets", "cnn", "--model.hidden", "[4]", "--model.likelihood", "continuous_bernoulli")
+    assert run("fit", "digits", "--out", "model", *cnn, "--fit.epochs", "1")[0] == 0
+    assert run("sample", "model", "--n", "3")[0] == 0
+    assert pd.read_csv("samples.csv").shape == (3, 64)
+    code, out, _ = run("datasets")
+    assert code == 0
+    assert any(line.startswith("digits") and " here " in line for line in out.splitlines())
+
+
+def test_the_demo_gets_its_options(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("ppl_vae.use.demo.demo", lambda *args, **kwargs: asked.append((args, kwargs)))
+    assert run("demo")[0] == 0
+    assert run("demo", "--out", "x", "--anomaly", "4", "--seed", "2")[0] == 0
+    default = {name: inspect.signature(demo).parameters[name].default for name in ("anomaly", "seed")}
+    assert asked == [(("runs/demo",), default), (("x",), {"anomaly": 4, "seed": 2})]
+
+
+def test_help_names_every_choice_and_its_default(run: Run) -> None:
+    code, out, _ = run("fit", "--help")
+    text = " ".join(out.split())
+    assert code == 0
+    assert "normal | bernoulli | continuous_bernoulli" in text and "widths of the hidden layers" in text
+    assert all(name in " ".join(run("score", "--help")[1].split()) for name in SCORES)
+    assert run("--version") == (0, f"ppl-vae {pv.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "command"),
+        (("guess",), "guess"),
+        (("fit", "TABLE"), "out"),
+        (("fit", "TABLE", "--out", "m", "--model.latent", "many"), "model.latent"),
+        (("fit", "TABLE", "--out", "m", "--model.likelihood", "os.system"), "expected one of 'normal'"),
+        (("fit", "TABLE", "--out", "m", "--model.scale", "wide"), "scale: got 'wide'"),
+        (("fit", "TABLE", "--out", "m", "--fit.optimizer", "newton"), "newton"),
+        (("fit", "TABLE", "--out", "m", "--colour", "red"), "--colour"),
+        (("fit", "TABLE", "--out", "TABLE"), "table.csv"),
+        (("fit", "nowhere.csv", "--out", "m"), "nowhere.csv"),
+        (("fit", "nowhere", "--out", "m"), "DATA: got 'nowhere'"),
+        (("fit", "text.csv", "--out", "m"), "column 'b': got 'two' in row 1"),
+        (("fit", "hole.csv", "--out", "m"), "column 'b': got nan in row 1"),
+        (("fit", "TABLE", "--out", "m", "--config", "nowhere.json"), "nowhere.json"),
+        (("score", "nowhere", "TABLE"), "nowhere/model.json"),
+        (("score", "nowhere", "TABLE", "--out", "scores.parquet"), "ends in .csv"),
+        (("sample", "nowhere"), "nowhere/model.json"),
+        (("demo", "--anomaly", "10"), "anomaly: got 10"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(run: Run, table: Path, argv: tuple[str, ...], message: str) -> None:
+    Path("text.csv").write_text("a,b\n1,2\n3,two\n")
+    Path("hole.csv").write_text("a,b\n1,2\n3,\n5,6\n")
+    code, out, err = run(*[str(table) if word == "TABLE" else word for word in argv])
+    assert code == 2 and out == ""
+    assert err.startswith("ppl-vae: ") and err.endswith("\n") and err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model": {"class_path": "colorsys.ONE_THIRD", "init_args": {}}}',
+        '{"model": {"likelihood": {"class_path": "colorsys.ONE_THIRD"}}}',
+        'model: !!python/object/apply:colorsys.rgb_to_hsv [1, 1, 1]',
+        'model: {likelihood: !!python/name:colorsys.ONE_THIRD ""}',
+        '{"import": "colorsys"}',
+    ],
+)  # fmt: skip
+def test_a_configuration_file_imports_nothing(run: Run, table: Path, text: str, monkeypatch: Any) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    Path("config.yaml").write_text(text)
+    code, _, err = run("fit", str(table), "--out", "m", "--config", "config.yaml")
+    assert code == 2 and err.count("\n") == 1
+    assert "colorsys" not in sys.modules and not Path("m").exists()
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "datasets", interrupt)
+    assert run("datasets") == (130, "", "ppl-vae: interrupted\n")
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    program = "import sys; from ppl_vae.use.cli import main; sys.exit(main(['datasets']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["fit", "--help"], ["--version"]])
+def test_help_is_quick(argv: list[str]) -> None:
+    program = (
+        "import sys; from ppl_vae.use.cli import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'pyro', 'numpy', 'pandas', 'sklearn', 'matplotlib'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else code)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program, *argv], capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    assert seconds < 5  # 0.2 s where nothing else runs; torch alone takes 2
