@@ -36,7 +36,8 @@ class OneOptimizer(PyroOptim):
     """Steps every parameter at once, on the gradient of the mean over rows.
 
     `SVI` hands over the parameters that it met; they are taken in the parameter store's order, so that a run repeats.
-    It refuses to step on a loss or gradient that is not finite: `refused` is then True and no parameter has moved.
+    It refuses to step on a loss or gradient that is not finite: `refused` is then True, `not_finite` lists the parameters
+    with such gradients, and none has moved.
 
     Args:
         name: in `OPTIMIZERS`.
@@ -50,6 +51,7 @@ class OneOptimizer(PyroOptim):
         self.make, self.lr, self.weight_decay, self.max_grad_norm = make, lr, weight_decay, max_grad_norm
         self.torch: torch.optim.Optimizer | None = None
         self.factor = 1.0
+        self.not_finite: list[Tensor] = []
         self.rows, self.loss, self.refused, self.grad_norm = 1, 0.0, False, torch.zeros(())
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -60,6 +62,7 @@ class OneOptimizer(PyroOptim):
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
         self.refused = not (isfinite(self.loss) and bool(torch.isfinite(self.grad_norm)))
         if self.refused:
+            self.not_finite = [p for p, g in zip(parameters, gradients) if not torch.isfinite(g).all()]
             return
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, self.grad_norm)

@@ -205,7 +205,7 @@ class Step:
         with Keyed(keys, strict=False, reparameterized=self.target.reparameterized), LatentScale(kl_weight), tally:
             self.svi.step(batch)
         if one.refused:
-            raise non_finite(tally, self.vae, numbers, self.number, history)
+            raise self._error(tally, numbers, history)
         figures = {
             **tally.figures(self.target),
             "objective": -one.loss / len(batch),
@@ -215,6 +215,23 @@ class Step:
             self.sums[name] = self.sums.get(name, 0.0) + value * len(batch)
         self.sums["rows"] = self.sums.get("rows", 0.0) + len(batch)
         self.number += 1
+
+    def _error(self, tally: "Tally", numbers: Tensor, history: History) -> NonFiniteError:
+        """Says where the loss or gradient stopped being finite; the parameters have not moved."""
+        site, rows = tally.first_non_finite(numbers)
+        if site is not None:
+            where = f"log density of site {site!r} at {len(rows)} rows, the first {rows[:5]},"
+        else:
+            names = [n for n, p in self.vae.named_parameters() if any(p is q for q in self.one.not_finite)]
+            where = f"gradient of {', '.join(names[:3]) or 'the loss'} in a batch of {len(rows)} rows"
+        return NonFiniteError(
+            f"step {self.number}: got a {where} that is not finite; the model holds its state before this step. "
+            "A smaller lr, max_grad_norm or a larger scale_floor may help",
+            site=site,
+            rows=rows,
+            step=self.number,
+            history=history,
+        )
 
     def means(self) -> dict[str, float]:
         """Means over the rows since the last call, in the data's own units."""
@@ -253,6 +270,14 @@ class Tally(Messenger):
     def total(self, role: str) -> Tensor:
         """Summed over the sites of a role: (S, n), or (n,) for one draw."""
         return sum((v for (r, _), v in self.sites.items() if r == role), start=torch.zeros(()))
+
+    def first_non_finite(self, numbers: Tensor) -> tuple[str | None, list[int]]:
+        """The first site whose log density is not finite and the rows at fault; None and all rows if there is none."""
+        for (_, name), log_prob in self.sites.items():
+            bad = ~torch.isfinite(log_prob)
+            if bad.any():
+                return name, numbers[bad.reshape(-1, len(numbers)).any(0)].tolist()
+        return None, numbers.tolist()
 
     def figures(self, target: Objective) -> dict[str, float]:
         """Means over draws and rows: the bound that the objective raises, its reconstruction and KL terms."""
@@ -308,33 +333,6 @@ def check_grey(vae: Any, x: Tensor) -> None:
         raise DataError(
             f"column {name!r}: got {x[row, column]:.6g} in row {row}, expected values in [0, 1] to binarize"
         )
-
-
-def non_finite(tally: Tally, vae: Any, numbers: Tensor, step: int, history: History) -> NonFiniteError:
-    """The error that says where the loss or gradient stopped being finite; the parameters have not moved."""
-    for (role, name), log_prob in tally.sites.items():
-        bad = ~torch.isfinite(log_prob)
-        if bad.any():
-            rows = numbers[bad.reshape(-1, len(numbers)).any(0)].tolist()
-            what = {"q": "guide", "prior": "model", "likelihood": "model"}[role]
-            where = f"log density of site {name!r} in the {what} at {len(rows)} rows, the first {rows[:5]}"
-            break
-    else:
-        name, rows = None, numbers.tolist()
-        bad_parameters = [
-            n for n, p in vae.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
-        ]
-        where = (
-            f"gradient of {', '.join(bad_parameters[:3]) or 'the loss'} in a batch of {len(rows)} rows, {rows[:5]} ..."
-        )
-    return NonFiniteError(
-        f"step {step}: got a {where} that is not finite; the model holds its state before this step. "
-        "A smaller lr, max_grad_norm, or a larger scale may help",
-        site=name,
-        rows=rows,
-        step=step,
-        history=history,
-    )
 
 
 def _bound(vae: Any, x: Tensor, target: Objective, particles: int, seed: int) -> float:

@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = parser().parse_args(argv)
         COMMANDS[options.command](**vars(options[options.command]))
+        sys.stdout.flush()
         return 0
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0)

@@ -164,6 +164,7 @@ def test_a_configuration_file_imports_nothing(run: Run, table: Path, text: str, 
 
 def test_ctrl_c_is_one_line_and_exit_code_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt() -> None:
+        """The user presses Ctrl-C."""
         raise KeyboardInterrupt
 
     monkeypatch.setitem(cli.COMMANDS, "datasets", interrupt)

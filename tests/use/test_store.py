@@ -221,7 +221,7 @@ def test_forged_content_is_an_error_of_ours(tmp_path: Path) -> None:
     pv.save(vae, tmp_path)
     right = json.loads((tmp_path / "model.json").read_text())
     recipe, schema, weights = right["recipe"], right["schema"], right["weights"]
-    for changes in (
+    forgeries: tuple[dict[str, Any], ...] = (
         {"extra": 1},
         {"dtype": "float64"},
         {"recipe": []},
@@ -239,7 +239,8 @@ def test_forged_content_is_an_error_of_ours(tmp_path: Path) -> None:
         {"schema": {**schema, "names": [1, 2, 3, 4, 5, 6]}},
         {"weights": {"sha256": "../" * 20, "size": 1}},
         {"weights": None},
-    ):
+    )
+    for changes in forgeries:
         forge(tmp_path, **changes)
         assert str(tmp_path) in refusal(tmp_path), changes
         (tmp_path / "model.json").write_text(to_json(right))
