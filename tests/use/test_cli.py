@@ -51,6 +51,8 @@ def test_fit_score_and_sample(run: Run, table: Path) -> None:
     assert (code, err) == (0, "") and "2 epochs" in out
     assert len(pd.read_csv("model/history.csv")) == 2
 
+    assert "held out" not in run("fit", str(table), "--out", "other", *SMALL, "--fit.valid", "0")[1]
+
     code, out, err = run("score", "model", str(table), "--contamination", "0.1", "--num_draws", "4", "--seed", "3")
     assert (code, err) == (0, "") and "60 rows, 6 flagged" in out
     written = pd.read_csv("scores.csv")
