@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_vae.criticism import plots as plots
+    from ppl_vae.criticism.inference_data import to_arviz as to_arviz
     from ppl_vae.criticism.predictive import Simulated as Simulated
     from ppl_vae.criticism.predictive import decode as decode
     from ppl_vae.criticism.predictive import encode as encode
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "criticism.inference_data": "to_arviz",
     "criticism.predictive": "Simulated decode encode generate interpolate manifold reconstruct traverse",
     "criticism.scores": "Scores score",
     "data.datasets": "Dataset",
