@@ -42,14 +42,14 @@ def leaves_global_state() -> Iterator[None]:
     The random states are restored but not checked, since a test may seed them itself. That a call of ours leaves them
     alone is for a test of that call to say. The parameter store is empty at the start and has to be so at the end.
     """
-    rng = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    rng = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.manual_seed(0)
     with pyro.get_param_store().scope():
         before = global_state()
         yield
         after = global_state()
     torch.set_rng_state(rng[0])
-    np.random.set_state(rng[1])  # noqa: NPY002
+    np.random.set_state(rng[1])
     random.setstate(rng[2])
     if after != before:  # put all back first, so that only the guilty test fails
         torch.set_default_dtype(before["torch default dtype"])

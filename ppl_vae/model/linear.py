@@ -47,8 +47,8 @@ class PCA(Autoencoder):
     def allocate(self, features: int, schema: Schema | None) -> "PCA":
         """Make room for weights of d features, to be filled by `fit` or from a file."""
         self.schema = schema
-        self.encoder.net = nn.Linear(features, self.latent, bias=False).double()
-        self.decoder.net = nn.Linear(self.latent, features, bias=False).double()
+        self.encoder.net = _empty(features, self.latent)
+        self.decoder.net = _empty(self.latent, features)
         self.recipe = {"kind": "pca", "latent": self.latent}
         return self.double()
 
@@ -65,7 +65,7 @@ class LinearNormal(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(inputs, outputs, bias=False)
+        self.linear = _empty(inputs, outputs)
         self.register_buffer("scale", torch.ones(outputs))
 
     def forward(self, value: Tensor) -> dist.Distribution:
@@ -176,6 +176,11 @@ def _svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u, singular, components = torch.linalg.svd(x, full_matrices=False)
     signs = components.gather(1, components.abs().argmax(1, keepdim=True)).sign()
     return u * signs.T, singular, components * signs
+
+
+def _empty(inputs: int, outputs: int) -> nn.Linear:
+    """A linear map without values yet: the usual initialisation would draw from the caller's generator."""
+    return nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False, dtype=torch.float64)
 
 
 def _fill(linear: nn.Linear, weight: Tensor) -> None:

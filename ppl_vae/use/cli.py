@@ -79,6 +79,7 @@ def fit(data: str, out: str, model: Namespace, fit: Namespace, config: Any = Non
 
     model_options, fit_options = ModelOptions(**vars(model)), FitOptions(**vars(fit))
     rows, folder = _rows(data), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)  # before the work: where it cannot be written, there is no use in it
     vae = build(rows, **asdict(model_options))
     bar = fit_options.progress and sys.stderr.isatty()  # a bar in a log file is noise
     history = train(vae, rows, **{**asdict(fit_options), "progress": bar})
@@ -87,7 +88,8 @@ def fit(data: str, out: str, model: Namespace, fit: Namespace, config: Any = Non
     write_text(folder / "options.json", to_json({"model": asdict(model_options), "fit": asdict(fit_options)}))
     last = history.epochs[(history.best_epoch or len(history)) - 1]
     print(f"{len(history)} epochs in {history['seconds'][-1]:.1f} s")
-    print(f"bound {last['bound']:.4f} nats a row in training, {last['valid_bound']:.4f} on the rows held out")
+    held_out = f", {last['valid_bound']:.4f} on the rows held out" if fit_options.valid else ""
+    print(f"bound {last['bound']:.4f} nats a row in training{held_out}")
     print(f"wrote {folder}")
 
 
@@ -191,7 +193,7 @@ def parser() -> ArgumentParser:
 
 def _demo_arguments(one: ArgumentParser) -> None:
     one.add_argument("--out", type=str, default="runs/demo", help="folder")
-    one.add_argument("--anomaly", type=int, default=0, help="the digit that no model sees in training, 0 to 9")
+    one.add_argument("--anomaly", type=int, default=8, help="the digit that no model sees in training, 0 to 9")
     one.add_argument("--seed", type=int, default=0, help="of everything random")
 
 

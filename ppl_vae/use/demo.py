@@ -27,8 +27,8 @@ from ppl_vae.use.store import save
 NETS: dict[str, Any] = {"hidden": (256,), "activation": "relu"}
 NORMAL: dict[str, Any] = {"likelihood": "normal", "standardize": "center"}
 """One likelihood for all models, a normal with one scale for all pixels: PCA and the autoencoder minimise its squared error,
-so that the lines of the table differ by the model and not by the measure. A continuous Bernoulli reaches a far higher
-bound on these digits and ranks the anomalies worse: what its density says of a row depends on how grey the row is."""
+so that the lines of the table differ by the model and not by the measure. A continuous Bernoulli reaches a higher bound
+on these digits, 91 nats a row against 24, and ranks every anomaly worse: its density also says how grey a row is."""
 LATENT, BATCH_SIZE, LR = 10, 128, 1e-2
 """The step size by the validation bound, which needs no labels."""
 CONTAMINATION = 0.05
@@ -67,12 +67,13 @@ class Result(NamedTuple):
     scores: Scores
 
 
-def demo(out: str | PathLike, anomaly: int = 0, seed: int = 0, epochs: int = 60) -> list[Result]:
+def demo(out: str | PathLike, anomaly: int = 8, seed: int = 0, epochs: int = 60) -> list[Result]:
     """Train on nine digits, find the tenth; print a table, and write models, scores, pictures and a page to a folder.
 
-    Three models that differ in one thing at a time: PCA, a deterministic autoencoder, and a VAE. Which digit is held out
-    matters more than which model: the 0 is typical. The 1 is known to be hard for scores that are likelihoods: few
-    pixels of it are ink, and a simple image is a likely one under models that never saw it (Nalisnick et al. 2019).
+    Three models, each one step from the last: PCA is linear, the autoencoder is not, and the VAE adds a prior, a posterior
+    and a learned scale of the noise. Which digit is held out matters as much as the model: the default, 8, lies near the
+    median of the ten for all three. The 1 is the hardest, and known to be hard for scores that are likelihoods: a simple
+    image is a likely one under models that never saw its like (Nalisnick et al. 2019).
 
     Args:
         out: the folder: index.html, table.csv, scores.csv, history.csv, model/ and the pictures.
@@ -87,9 +88,10 @@ def demo(out: str | PathLike, anomaly: int = 0, seed: int = 0, epochs: int = 60)
     if isinstance(anomaly, bool) or anomaly not in range(10):
         raise OptionError(f"anomaly: got {anomaly!r}, expected a digit, 0 to 9")
     began, folder = time.perf_counter(), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)  # before the work: where it cannot be written, there is no use in it
     rows = split(load("digits"), anomaly, seed)
     sizes = f"{len(rows.train.x)} rows in training, {len(rows.test.x)} in the test"
-    sizes += f", {rows.anomalous.sum()} of them a {anomaly}"
+    sizes += f", {rows.anomalous.sum()} of them the digit {anomaly}"
     print(f"digits, {anomaly} held out: {sizes}")
     models = Models(rows.train, seed, epochs)
     results = compared(models, rows, seed)

@@ -168,7 +168,7 @@ def test_binarize() -> None:
 
 def test_stochastic_binarization_has_the_grey_value_as_its_mean() -> None:
     grey = np.tile(np.array([0.0, 0.2, 0.7, 1.0], np.float32), (20000, 1))
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    before = np.random.get_state()[1].copy()
     bits = binarize(grey, "stochastic", seed=3)
     assert np.unique(bits).tolist() == [0, 1]
     mean = bits.mean(0)
@@ -176,7 +176,7 @@ def test_stochastic_binarization_has_the_grey_value_as_its_mean() -> None:
     np.testing.assert_allclose(mean[1:3], [0.2, 0.7], atol=0.02)  # six standard errors
     assert np.array_equal(bits, binarize(grey, "stochastic", seed=3))
     assert not np.array_equal(bits, binarize(grey, "stochastic", seed=4))
-    assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    assert np.array_equal(before, np.random.get_state()[1])
 
 
 @pytest.mark.parametrize("how", ["threshold", "stochastic"])

@@ -92,6 +92,12 @@ def test_a_linear_autoencoder_trained_by_sgd_spans_pcas_subspace(x):
     assert float(torch.arccos(cosines.clamp(max=1)).max()) < 1e-2
 
 
+def test_fitting_leaves_the_generator_alone(x):
+    state = torch.get_rng_state()
+    pv.PCA(2).fit(x), pv.PPCA(2).fit(x).sample(3)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_bad_input(x):
     with pytest.raises(pv.OptionError, match="expected fewer than the 6 columns"):
         pv.PPCA(6).fit(x)
