@@ -390,9 +390,11 @@ def _is_image(vae: Any) -> bool:
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
-    """Black and white: 0 and 1 for values between them, else the least and the greatest."""
-    low, high = float(values.min()), float(values.max())
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
+    """Black and white: 0 and 1 for values between them, else all but the outermost 1 % on each side."""
+    if values.min() >= 0 and values.max() <= 1:
+        return 0.0, 1.0
+    low, high = np.quantile(values, (0.01, 0.99))  # one stray pixel would turn the rest grey
+    return float(low), float(high)
 
 
 def _images(values: np.ndarray, shape: tuple[int, ...], limits: tuple[float, float]) -> _Images:
