@@ -1,0 +1,53 @@
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppl_vae as pv
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    program = "import ppl_vae, sys; print([m for m in ('torch', 'pyro', 'pandas', 'matplotlib') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", pv.__all__)
+def test_every_public_name_is_there_and_documented(name):
+    public = getattr(pv, name)
+    assert name in dir(pv)
+    assert inspect.getdoc(public)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        pv.fitt  # noqa: B018
+
+
+def code_blocks():
+    return [block.split("```")[0] for block in README.read_text().split("```python\n")[1:]]
+
+
+def test_the_readmes_code_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    first, second = code_blocks()
+    names: dict = {}
+    exec(first.replace("epochs=100", "epochs=100, progress=False"), names)
+    assert 0 <= float(capsys.readouterr().out) <= 1
+    assert names["history"]["bound"][-1] > names["history"]["bound"][0]
+    assert (tmp_path / "runs" / "digits" / "model.json").exists()
+
+    class Encoder(torch.nn.Linear):
+        def forward(self, x):
+            return dist.Normal(super().forward(x), 1.0).to_event(1)
+
+    own = {"my_net": Encoder(4, 3), "my_other_net": torch.nn.Linear(3, 4)}
+    exec("import ppl_vae as pv\n" + second, own)
+    pv.fit(own["vae"], torch.randn(50, 4), epochs=2, progress=False)
+    assert pv.score(own["vae"], torch.randn(5, 4)).values.shape == (5,)
