@@ -228,12 +228,17 @@ def check(vae: Any, x: Tensor, strict: bool = True) -> None:
     wrong = ~family.support.check(x)
     if wrong.any():
         row, column = wrong.nonzero()[0].tolist()
-        name = vae.schema.names[column] if vae.schema is not None else f"x{column}"
         raise DataError(
-            f"column {name!r}: got {x[row, column].item():.6g} in row {row}, expected {_describe(family.support)}, "
+            f"column {column_name(vae, column)!r}: got {x[row, column].item():.6g} in row {row}, "
+            f"expected {_describe(family.support)}, "
             f"the support of the likelihood {type(family).__name__}"
             + (GREY if isinstance(family, dist.Bernoulli) else "")
         )
+
+
+def column_name(vae: Any, column: int) -> str:
+    """What the data call a column."""
+    return f"x{column}" if vae.schema is None else vae.schema.names[column]
 
 
 GREY = ". For grey values: likelihood='continuous_bernoulli', or fit(binarize=...) and datasets.binarize"

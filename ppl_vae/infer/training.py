@@ -2,25 +2,24 @@
 
 import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from math import ceil, inf, nan
 from typing import Any
 
 import torch
 from pyro.infer import SVI
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_vae.errors import DataError, NonFiniteError, OptionError, choose
-from ppl_vae.infer.draws import check, in_mode, row_blocks
+from ppl_vae.errors import NonFiniteError, OptionError, choose
+from ppl_vae.infer.draws import in_mode, row_blocks
+from ppl_vae.infer.handlers import LatentScale, Tally
 from ppl_vae.infer.history import History
 from ppl_vae.infer.noise import Keyed, step_keys
 from ppl_vae.infer.objectives import BOUNDS, Objective
 from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.optim import SCHEDULES, OneOptimizer
+from ppl_vae.infer.rows import PIXELS, Rows
 from ppl_vae.infer.scope import isolated, remember
 from ppl_vae.options import FitOptions as Default
 
@@ -140,48 +139,6 @@ def fit(
     return history
 
 
-def as_they_are(x: Tensor, noise: torch.Generator) -> Tensor:
-    """No binarisation."""
-    return x
-
-
-def threshold(x: Tensor, noise: torch.Generator) -> Tensor:
-    """1 where x > 1/2."""
-    return (x > 0.5).to(x.dtype)
-
-
-def stochastic(x: Tensor, noise: torch.Generator) -> Tensor:
-    """Bernoulli pixels with the grey value as probability."""
-    return (torch.rand(x.shape, generator=noise, device=x.device, dtype=x.dtype) < x).to(x.dtype)
-
-
-Pixels = Callable[[Tensor, torch.Generator], Tensor]
-PIXELS: dict[str, Pixels] = {"none": as_they_are, "threshold": threshold, "stochastic": stochastic}
-
-
-class Rows:
-    """Encoded rows on the model's device: split once, handed out by permutation, never copied whole."""
-
-    def __init__(self, vae: Any, x: Tensor, valid: float, pixels: Pixels, seed: int) -> None:
-        self.x, self.pixels = x, pixels
-        self.noise = torch.Generator(device=x.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
-        if pixels is not as_they_are:
-            check_grey(vae, x)
-        check(vae, pixels(x, self.noise), strict=False)
-        order = self._permutation(len(x))
-        held_out = min(ceil(valid * len(x)), len(x) - 1)
-        self.train = order[held_out:]
-        self.valid = pixels(x[order[:held_out]], self.noise)
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Row numbers (b,) and rows (b, d), each training row once."""
-        for numbers in self.train[self._permutation(len(self.train))].split(size):
-            yield numbers, self.pixels(self.x[numbers], self.noise)
-
-    def _permutation(self, n: int) -> Tensor:
-        return torch.randperm(n, generator=self.noise, device=self.x.device)
-
-
 class Step:
     """One step of SVI, with noise keyed by (seed, step, row) and a record of the densities that it met."""
 
@@ -216,7 +173,7 @@ class Step:
         self.sums["rows"] = self.sums.get("rows", 0.0) + len(batch)
         self.number += 1
 
-    def _error(self, tally: "Tally", numbers: Tensor, history: History) -> NonFiniteError:
+    def _error(self, tally: Tally, numbers: Tensor, history: History) -> NonFiniteError:
         """Says where the loss or gradient stopped being finite; the parameters have not moved."""
         site, rows = tally.first_non_finite(numbers)
         if site is not None:
@@ -239,64 +196,6 @@ class Step:
         means = {name: value / rows for name, value in self.sums.items()}
         self.sums = {}
         return {n: v + self.jacobian if n in ("bound", "reconstruction", "objective") else v for n, v in means.items()}
-
-
-class Tally(Messenger):
-    """Keeps the log density of every site as the objective computes it, before any weight.
-
-    Attributes:
-        sites: {(role, name): (S, n)}; role: "q" of the guide, "prior" or "likelihood" of the model.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sites: dict[tuple[str, str], Tensor] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            return
-        role = "likelihood" if msg["is_observed"] else "q" if msg["value"] is None else "prior"
-        me = weakref.ref(msg["fn"])  # a strong one would be a cycle, and keep the step's graph alive
-
-        def log_prob(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            fn = me()
-            result = type(fn).log_prob(fn, value, *args, **kwargs)  # type: ignore[union-attr]
-            self.sites[role, msg_name] = result.detach()
-            return result
-
-        msg_name = msg["name"]
-        msg["fn"].log_prob = log_prob
-
-    def total(self, role: str) -> Tensor:
-        """Summed over the sites of a role: (S, n), or (n,) for one draw."""
-        return sum((v for (r, _), v in self.sites.items() if r == role), start=torch.zeros(()))
-
-    def first_non_finite(self, numbers: Tensor) -> tuple[str | None, list[int]]:
-        """The first site whose log density is not finite and the rows at fault; None and all rows if there is none."""
-        for (_, name), log_prob in self.sites.items():
-            bad = ~torch.isfinite(log_prob)
-            if bad.any():
-                return name, numbers[bad.reshape(-1, len(numbers)).any(0)].tolist()
-        return None, numbers.tolist()
-
-    def figures(self, target: Objective) -> dict[str, float]:
-        """Means over draws and rows: the bound that the objective raises, its reconstruction and KL terms."""
-        log_lik, kl = self.total("likelihood"), self.total("q") - self.total("prior")
-        log_weight = log_lik - kl
-        bound = BOUNDS[target.bound](log_weight if log_weight.dim() > 1 else log_weight[None])
-        return {"bound": float(bound.mean()), "reconstruction": float(log_lik.mean()), "kl": float(kl.mean())}
-
-
-class LatentScale(Messenger):
-    """Weights log p(z) and log q(z|x) in both programs. Pyro's analytic KL reads the guide's weight, so both need it."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if self.weight != 1.0 and not msg["is_observed"] and not site_is_subsample(msg):
-            msg["scale"] = msg["scale"] * self.weight
 
 
 class Best:
@@ -322,17 +221,6 @@ class Best:
         for parameter, value in zip(self.one.parameters, self.kept):
             parameter.copy_(value)
         return self.epoch if self.kept else None
-
-
-def check_grey(vae: Any, x: Tensor) -> None:
-    """Refuse to binarise values that are no probabilities."""
-    wrong = ~((x >= 0) & (x <= 1))
-    if wrong.any():
-        row, column = wrong.nonzero()[0].tolist()
-        name = vae.schema.names[column] if vae.schema is not None else f"x{column}"
-        raise DataError(
-            f"column {name!r}: got {x[row, column]:.6g} in row {row}, expected values in [0, 1] to binarize"
-        )
 
 
 def _bound(vae: Any, x: Tensor, target: Objective, particles: int, seed: int) -> float:

@@ -12,8 +12,8 @@ import ppl_vae as pv
 from ppl_vae.infer.noise import Keyed, step_keys
 from ppl_vae.infer.objectives import objective
 from ppl_vae.infer.optim import OPTIMIZERS, SCHEDULES, cosine
+from ppl_vae.infer.rows import stochastic
 from ppl_vae.infer.scope import isolated
-from ppl_vae.infer.training import stochastic
 
 RANDOM = np.random.RandomState(0)
 X = (RANDOM.randn(300, 2) @ RANDOM.randn(2, 5) + 0.5 * RANDOM.randn(300, 5) + 1).astype("float32")

@@ -1,0 +1,69 @@
+"""Effect handlers for training: they stand outside the objective's own and see its sites as they pass."""
+
+import weakref
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_vae.infer.objectives import BOUNDS, Objective
+
+
+class Tally(Messenger):
+    """Keeps the log density of every site as the objective computes it, before any weight.
+
+    Attributes:
+        sites: {(role, name): (S, n)}; role: "q" of the guide, "prior" or "likelihood" of the model.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: dict[tuple[str, str], Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        role = "likelihood" if msg["is_observed"] else "q" if msg["value"] is None else "prior"
+        me = weakref.ref(msg["fn"])  # a strong one would be a cycle, and keep the step's graph alive
+
+        def log_prob(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            fn = me()
+            result = type(fn).log_prob(fn, value, *args, **kwargs)  # type: ignore[union-attr]
+            self.sites[role, msg_name] = result.detach()
+            return result
+
+        msg_name = msg["name"]
+        msg["fn"].log_prob = log_prob
+
+    def total(self, role: str) -> Tensor:
+        """Summed over the sites of a role: (S, n), or (n,) for one draw."""
+        return sum((v for (r, _), v in self.sites.items() if r == role), start=torch.zeros(()))
+
+    def first_non_finite(self, numbers: Tensor) -> tuple[str | None, list[int]]:
+        """The first site whose log density is not finite and the rows at fault; None and all rows if there is none."""
+        for (_, name), log_prob in self.sites.items():
+            bad = ~torch.isfinite(log_prob)
+            if bad.any():
+                return name, numbers[bad.reshape(-1, len(numbers)).any(0)].tolist()
+        return None, numbers.tolist()
+
+    def figures(self, target: Objective) -> dict[str, float]:
+        """Means over draws and rows: the bound that the objective raises, its reconstruction and KL terms."""
+        log_lik, kl = self.total("likelihood"), self.total("q") - self.total("prior")
+        log_weight = log_lik - kl
+        bound = BOUNDS[target.bound](log_weight if log_weight.dim() > 1 else log_weight[None])
+        return {"bound": float(bound.mean()), "reconstruction": float(log_lik.mean()), "kl": float(kl.mean())}
+
+
+class LatentScale(Messenger):
+    """Weights log p(z) and log q(z|x) in both programs. Pyro's analytic KL reads the guide's weight, so both need it."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if self.weight != 1.0 and not msg["is_observed"] and not site_is_subsample(msg):
+            msg["scale"] = msg["scale"] * self.weight

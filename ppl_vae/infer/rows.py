@@ -1,0 +1,64 @@
+"""The rows of a fit: split once, handed out by permutation, pixels drawn on the way."""
+
+from collections.abc import Callable, Iterator
+from math import ceil
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import DataError
+from ppl_vae.infer.draws import check, column_name
+
+
+def as_they_are(x: Tensor, noise: torch.Generator) -> Tensor:
+    """No binarisation."""
+    return x
+
+
+def threshold(x: Tensor, noise: torch.Generator) -> Tensor:
+    """1 where x > 1/2."""
+    return (x > 0.5).to(x.dtype)
+
+
+def stochastic(x: Tensor, noise: torch.Generator) -> Tensor:
+    """Bernoulli pixels with the grey value as probability."""
+    return (torch.rand(x.shape, generator=noise, device=x.device, dtype=x.dtype) < x).to(x.dtype)
+
+
+Pixels = Callable[[Tensor, torch.Generator], Tensor]
+PIXELS: dict[str, Pixels] = {"none": as_they_are, "threshold": threshold, "stochastic": stochastic}
+
+
+class Rows:
+    """Encoded rows on the model's device: split once, handed out by permutation, never copied whole."""
+
+    def __init__(self, vae: Any, x: Tensor, valid: float, pixels: Pixels, seed: int) -> None:
+        self.x, self.pixels = x, pixels
+        self.noise = torch.Generator(device=x.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
+        if pixels is not as_they_are:
+            check_grey(vae, x)
+        check(vae, pixels(x, self.noise), strict=False)
+        order = self._permutation(len(x))
+        held_out = min(ceil(valid * len(x)), len(x) - 1)
+        self.train = order[held_out:]
+        self.valid = pixels(x[order[:held_out]], self.noise)
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Row numbers (b,) and rows (b, d), each training row once."""
+        for numbers in self.train[self._permutation(len(self.train))].split(size):
+            yield numbers, self.pixels(self.x[numbers], self.noise)
+
+    def _permutation(self, n: int) -> Tensor:
+        return torch.randperm(n, generator=self.noise, device=self.x.device)
+
+
+def check_grey(vae: Any, x: Tensor) -> None:
+    """Refuse to binarise values that are no probabilities."""
+    wrong = ~((x >= 0) & (x <= 1))
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        raise DataError(
+            f"column {column_name(vae, column)!r}: got {x[row, column]:.6g} in row {row}, "
+            "expected values in [0, 1] to binarize"
+        )
