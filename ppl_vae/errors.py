@@ -19,7 +19,7 @@ class OptionError(PplVaeError, ValueError):
     """An argument that is unknown, out of range, or at odds with another."""
 
 
-class ProgramError(PplVaeError, ValueError):
+class ProgramError(PplVaeError, TypeError):  # Pyro appends a page of shapes to a ValueError
     """A model, guide, prior, likelihood or posterior that breaks the contract: names the site."""
 
 

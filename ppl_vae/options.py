@@ -50,7 +50,7 @@ class FitOptions:
         schedule: cosine (to zero at the last step) | constant.
         weight_decay: as the optimiser defines it.
         max_grad_norm: clip the gradient of the mean over rows to this norm; None: never.
-        kl_warmup: epochs over which the weight of the KL term rises from 0 to 1.
+        kl_warmup: epochs over which the weight of the KL term rises from 1/kl_warmup to 1.
         valid: share of the rows held out for validation.
         patience: epochs without a better validation bound before stopping; None: never.
         binarize: none | threshold | stochastic (drawn anew each step).

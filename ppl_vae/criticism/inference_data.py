@@ -1,5 +1,6 @@
 """To ArviZ: draws of a model as labelled groups, of whichever major version is installed."""
 
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -11,9 +12,9 @@ from ppl_vae.infer.draws import draws as draws_of
 def to_arviz(vae: Any, data: Any, num_draws: int = 200, seed: int = 0) -> Any:
     """Draws from the guide as ArviZ's InferenceData (0.2x) or an xarray DataTree (1.x).
 
-    Groups: posterior {z}; log_prior {z}; sample_stats {lp: log p(x, z), log_q: log q(z|x), log_weight}; observed_data {x},
-    in encoded units. Dimensions: chain (1), draw, row, latent, column. There is no log_likelihood group: leave-one-out on
-    log p(x|z) is wrong for a latent of the row itself.
+    Groups: posterior {z}; log_prior {z}; sample_stats {lp: log p(x, z), log_q: log q(z|x), log_weight}, in nats of the
+    data in its own units; observed_data {x}, in encoded units. Dimensions: chain (1), draw, row, latent, column. There is
+    no log_likelihood group: leave-one-out on log p(x|z) is wrong for a latent of the row itself.
 
     Args:
         vae: a model with its guide.
@@ -52,7 +53,15 @@ def to_arviz(vae: Any, data: Any, num_draws: int = 200, seed: int = 0) -> Any:
         ),
         "observed_data": xr.Dataset({"x": (("row", "column"), x)}, {"row": coords["row"], "column": names}),
     }
-    return _wrapped(groups, {"inference_library": "pyro", "approximate": 1, "num_draws": num_draws, "seed": seed})
+    attributes = {
+        "created_at": datetime.now(UTC).isoformat(),
+        "inference_library": "pyro",
+        "inference_library_version": version("pyro-ppl"),
+        "approximate": 1,
+        "num_draws": num_draws,
+        "seed": seed,
+    }
+    return _wrapped(groups, attributes)
 
 
 def _wrapped(groups: dict[str, Any], attributes: dict[str, Any]) -> Any:

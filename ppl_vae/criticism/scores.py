@@ -19,7 +19,9 @@ class Scores:
 
     Attributes:
         values: (n,) float64, higher = more normal; in nats of the data in its own units (not for reconstruction_error).
-        mcse: (n,) Monte Carlo standard errors of `values`.
+        mcse: (n,) Monte Carlo standard errors of `values`, row by row. That of a log of a mean (reconstruction_probability,
+            iwae) is by the delta method and never above 1: from about 0.5 a few draws carry the row (effective sample
+            size 1 / (mcse^2 + 1 / S)), the value is too low by more than it says. Equal rows share their noise.
         per_feature: (n, d) on request, else None.
         scoring: name of the score.
     """
@@ -103,11 +105,11 @@ SCORES: dict[str, Score] = {
     ),
     "expected_log_likelihood": Score(
         log_lik, mean, log_prob_per_feature, True, False,
-        "E_q[log p(x|z)] (An & Cho 2015, eq. 9); never above the reconstruction probability, by Jensen",
+        "E_q[log p(x|z)] (An & Cho 2015); never above the reconstruction probability, by Jensen",
     ),
     "elbo": Score(
         log_weight, mean, None, True, True,
-        "E_q[log p(x,z) - log q(z|x)], a lower bound of log p(x) (Kingma & Welling 2013, eq. 3)",
+        "E_q[log p(x,z) - log q(z|x)], a lower bound of log p(x) (Kingma & Welling 2013, eq. 2)",
     ),
     "iwae": Score(
         log_weight, log_mean_exp, None, True, True,
@@ -138,8 +140,8 @@ def score(
         vae: a model with its guide; also an autoencoder or a PCA.
         data: n rows.
         scoring: "reconstruction_probability" log (1/S) sum_s p(x|z_s), z_s ~ q(z|x) (An & Cho 2015, algorithm 4);
-            "expected_log_likelihood" E_q[log p(x|z)] (An & Cho 2015, eq. 9); "elbo" and "iwae", the lower bounds of
-            log p(x) (Kingma & Welling 2013, eq. 3; Burda et al. 2016, eq. 8); "reconstruction_error" -E_q|x - E[x|z]|^2,
+            "expected_log_likelihood" E_q[log p(x|z)] (An & Cho 2015); "elbo" and "iwae", the lower bounds of
+            log p(x) (Kingma & Welling 2013, eq. 2; Burda et al. 2016, eq. 8); "reconstruction_error" -E_q|x - E[x|z]|^2,
             in squared encoded units.
         num_draws: S.
         seed: of the noise.
@@ -162,8 +164,11 @@ def score(
     if per_feature and how.weighs:
         raise OptionError(f"per_feature: got scoring={scoring!r}, whose KL term has no parts by feature")
     known = facts(vae, data)
-    if how.weighs and not known.proper:
-        raise OptionError(f"scoring: got {scoring!r} for an improper prior, expected a score without log p(z)")
+    if how.weighs and (known.point or not known.proper):
+        what = "an improper prior" if not known.proper else "a point posterior"
+        raise OptionError(
+            f"scoring: got {scoring!r} for {what}, where it bounds nothing; expected a score of log p(x|z)"
+        )
     observe = how.per_feature if per_feature or how.read is observed else None
     if draws is not None:
         if observe is not None:

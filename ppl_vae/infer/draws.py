@@ -93,7 +93,14 @@ def each_block(
 
 
 def row_blocks(
-    vae: Any, x: Tensor, num_draws: int, seed: int, observe: Observe | None = None, pad: bool = True
+    vae: Any,
+    x: Tensor,
+    num_draws: int,
+    seed: int,
+    observe: Observe | None = None,
+    *,
+    pad: bool = True,
+    strict: bool = True,
 ) -> Iterator[Draws]:
     """Draws for encoded rows x (n, d), to be called inside `isolated`.
 
@@ -110,14 +117,21 @@ def row_blocks(
         block = x[where]
         keys = row_keys(block, seed)
         firsts = range(0, num_draws, chunk)
-        parts = [_draws(vae, block, keys, min(chunk, num_draws - f), f, jacobian, observe) for f in firsts]
+        parts = [_draws(vae, block, keys, min(chunk, num_draws - f), f, jacobian, observe, strict) for f in firsts]
         yield _stacked(parts, stop - start)
 
 
 def _draws(
-    vae: Any, x: Tensor, keys: Tensor, num_draws: int, first: int, jacobian: float, observe: Observe | None
+    vae: Any,
+    x: Tensor,
+    keys: Tensor,
+    num_draws: int,
+    first: int,
+    jacobian: float,
+    observe: Observe | None,
+    strict: bool,
 ) -> Draws:
-    guide, model = traces(vae, x, keys, num_draws, first)
+    guide, model = traces(vae, x, keys, num_draws, first, strict)
     observed = model.pop("x")
     log_q, log_prior = (torch.stack([_log_prob(s).double() for s in sites.values()]).sum(0) for sites in (guide, model))
     log_lik = _log_prob(observed).double() + jacobian
@@ -221,10 +235,12 @@ def check(vae: Any, x: Tensor, strict: bool = True) -> None:
                 f"site {name!r}: got log densities of shape {tuple(shape)}, expected one for each draw and row, "
                 f"{(1, len(x[:2]))}; declare the event dimension with .to_event(1)"
             )
-    site = model["x"]
-    family = base(site["fn"])
-    if family.support is torch.distributions.constraints.real or site["fn"].event_dim != 1:
-        return
+    for name in model.keys() - guide.keys() - {"x"}:
+        raise ProgramError(f"site {name!r}: got it in the model alone, expected the guide to sample it too")
+    family = base(model["x"]["fn"])
+    constraint = torch.distributions.constraints
+    if constraint.is_dependent(type(family).support) or family.support is constraint.real or family.event_dim:
+        return  # depends on the parameters, or on a row as a whole
     wrong = ~family.support.check(x)
     if wrong.any():
         row, column = wrong.nonzero()[0].tolist()

@@ -15,45 +15,48 @@ class Tally(Messenger):
     """Keeps the log density of every site as the objective computes it, before any weight.
 
     Attributes:
-        sites: {(role, name): (S, n)}; role: "q" of the guide, "prior" or "likelihood" of the model.
+        sites: {(role, name): [(S, n) for each time that the program ran]}; role: "q" of the guide, "prior" or
+            "likelihood" of the model.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.sites: dict[tuple[str, str], Tensor] = {}
+        self.sites: dict[tuple[str, str], list[Tensor]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             return
         role = "likelihood" if msg["is_observed"] else "q" if msg["value"] is None else "prior"
+        kept = self.sites.setdefault((role, msg["name"]), [])
         me = weakref.ref(msg["fn"])  # a strong one would be a cycle, and keep the step's graph alive
 
         def log_prob(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             fn = me()
             result = type(fn).log_prob(fn, value, *args, **kwargs)  # type: ignore[union-attr]
-            self.sites[role, msg_name] = result.detach()
+            kept.append(result.detach())
             return result
 
-        msg_name = msg["name"]
         msg["fn"].log_prob = log_prob
 
     def total(self, role: str) -> Tensor:
-        """Summed over the sites of a role: (S, n), or (n,) for one draw."""
-        return sum((v for (r, _), v in self.sites.items() if r == role), start=torch.zeros(()))
+        """Summed over the sites of a role, (S, n); S counts particles, at once or one after another."""
+        sites = [torch.stack(v).flatten(0, -2) for (r, _), v in self.sites.items() if r == role and v]
+        return sum(sites, start=torch.zeros(()))
 
     def first_non_finite(self, numbers: Tensor) -> tuple[str | None, list[int]]:
         """The first site whose log density is not finite and the rows at fault; None and all rows if there is none."""
-        for (_, name), log_prob in self.sites.items():
-            bad = ~torch.isfinite(log_prob)
+        for (_, name), kept in self.sites.items():
+            if not kept:
+                continue
+            bad = ~torch.isfinite(torch.stack(kept)).reshape(-1, len(numbers))
             if bad.any():
-                return name, numbers[bad.reshape(-1, len(numbers)).any(0)].tolist()
+                return name, numbers[bad.any(0)].tolist()
         return None, numbers.tolist()
 
     def figures(self, target: Objective) -> dict[str, float]:
         """Means over draws and rows: the bound that the objective raises, its reconstruction and KL terms."""
         log_lik, kl = self.total("likelihood"), self.total("q") - self.total("prior")
-        log_weight = log_lik - kl
-        bound = BOUNDS[target.bound](log_weight if log_weight.dim() > 1 else log_weight[None])
+        bound = BOUNDS[target.bound](log_lik - kl)
         return {"bound": float(bound.mean()), "reconstruction": float(log_lik.mean()), "kl": float(kl.mean())}
 
 

@@ -104,6 +104,7 @@ class Keyed(Messenger):
     def __init__(self, keys: Tensor, *, first: int = 0, strict: bool = True, reparameterized: bool = True) -> None:
         super().__init__()
         self.keys, self.first, self.strict, self.reparameterized = keys, first, strict, reparameterized
+        self.drawn: dict[str, int] = {}  # how many draws a site has had: a program run again goes on with the next
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
@@ -115,9 +116,22 @@ class Keyed(Messenger):
                 f"site {msg['name']!r}: {base(fn).__class__.__name__} has no rule that makes a draw from keyed noise; "
                 "register one with ppl_vae.infer.noise.draw.register"
             )
-        if msg["value"] is not None and not self.reparameterized:
+        if not self.reparameterized:
+            self._detach(msg)
+
+    def _detach(self, msg: Any) -> None:
+        family = base(msg["fn"])
+        if isinstance(family, dist.Delta):
+            raise ProgramError(f"site {msg['name']!r}: got a point mass, whose encoder has no score function")
+        try:
+            family.has_rsample = False
+        except AttributeError as error:  # a property of what it is made of
+            raise ProgramError(
+                f"site {msg['name']!r}: got {type(family).__name__}, "
+                "expected a family that can be drawn from without gradient"
+            ) from error
+        if msg["value"] is not None:
             msg["value"] = msg["value"].detach()
-            base(fn).has_rsample = False
 
     def _noise(self, name: str, msg: Any) -> Tensor:
         batch, event = msg["fn"].batch_shape, msg["fn"].event_shape
@@ -126,12 +140,14 @@ class Keyed(Messenger):
             rows = batch[-1]
         else:  # a global site: one key for all
             rows, salted = 1, mix(salted.sum(0, keepdim=True))
-        noise = uniforms(salted, prod(batch) // rows, prod(event), self.first)
+        draws, before = prod(batch) // rows, self.drawn.get(name, 0)
+        self.drawn[name] = before + draws
+        noise = uniforms(salted, draws, prod(event), self.first + before)
         return noise.reshape(batch + event)
 
 
 def base(fn: Any) -> Any:
     """The family under event dimensions and masks."""
-    while hasattr(fn, "base_dist"):
+    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
         fn = fn.base_dist
     return fn

@@ -76,11 +76,13 @@ def objectives() -> dict[str, Objective]:
     return dict(OBJECTIVES)
 
 
-def objective(choice: Any) -> Objective:
-    """An objective from its name, or from a factory of any Pyro ELBO (particles to ELBO, or nothing to ELBO)."""
+def objective(choice: Any, particles: int = 1) -> Objective:
+    """An objective from its name, or from a factory of any Pyro ELBO, a function of nothing."""
     if isinstance(choice, Objective):
         return choice
     if callable(choice):
+        if particles != 1:
+            raise OptionError(f"particles: got {particles} with a factory of your own, expected them set inside it")
         return Objective(lambda particles: choice())
     return choose("objective", choice, OBJECTIVES)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_vae.errors import DataError
 from ppl_vae.infer.draws import check, column_name
+from ppl_vae.infer.noise import step_keys
 
 
 def as_they_are(x: Tensor, noise: torch.Generator) -> Tensor:
@@ -33,7 +34,7 @@ PIXELS: dict[str, Pixels] = {"none": as_they_are, "threshold": threshold, "stoch
 class Rows:
     """Encoded rows on the model's device: split once, handed out by permutation, never copied whole."""
 
-    def __init__(self, vae: Any, x: Tensor, valid: float, pixels: Pixels, seed: int) -> None:
+    def __init__(self, vae: Any, x: Tensor, valid: float, pixels: Pixels, seed: int, start: int) -> None:
         self.x, self.pixels = x, pixels
         self.noise = torch.Generator(device=x.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
         if pixels is not as_they_are:
@@ -43,6 +44,8 @@ class Rows:
         held_out = min(ceil(valid * len(x)), len(x) - 1)
         self.train = order[held_out:]
         self.valid = pixels(x[order[:held_out]], self.noise)
+        if start:  # the split of the first fit, orders and pixels of its own
+            self.noise.manual_seed(int(step_keys(torch.tensor([0]), seed, int(start))) & 0x7FFFFFFFFFFFFFFF)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Row numbers (b,) and rows (b, d), each training row once."""

@@ -23,6 +23,9 @@ from ppl_vae.infer.rows import PIXELS, Rows
 from ppl_vae.infer.scope import isolated, remember
 from ppl_vae.options import FitOptions as Default
 
+VALIDATION = 2**40
+"""Added to the seed of validation noise: early stopping must not select on the draws that scores then use."""
+
 
 def fit(
     vae: Any,
@@ -60,12 +63,15 @@ def fit(
         schedule: "cosine" (to zero at the last step) or "constant".
         weight_decay: as torch's optimiser defines it.
         max_grad_norm: clip gradients to this norm; None: never.
-        kl_warmup: epochs over which the weight of log p(z) - log q(z|x) rises linearly to 1.
+        kl_warmup: epochs over which the weight of log p(z) - log q(z|x) rises linearly from 1/kl_warmup to 1.
         valid: share of the rows held out, drawn at random; 0: none.
-        patience: stop after so many epochs without a better validation bound, and return to the best weights.
+        patience: stop after so many epochs without a better validation bound, and return to the best weights; counted
+            from the end of the warm-up.
         binarize: "threshold" (x > 1/2), "stochastic" (drawn anew each step with x as probability) or None.
         device: move the model there first; None: where it is.
-        seed: of split, order and noise. A fit is a function of model, data, options and seed.
+        seed: of split, order and noise. A fit is a function of model, data, options and seed. A second fit of a model goes
+            on with fresh noise and order under the same seed, and with the same split; another seed has another split,
+            which holds out rows that were trained on.
         progress: show a bar with the bound and rows/s.
         callbacks: each called after every epoch as f(vae, history).
 
@@ -85,7 +91,7 @@ def fit(
         >>> bool(history["bound"][-1] > history["bound"][0])
         True
     """
-    target = chosen_objective(objective)
+    target = chosen_objective(objective, particles)
     for name, value in (("particles", particles), ("epochs", epochs), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise OptionError(f"{name}: got {value!r}, expected a positive whole number")
@@ -104,18 +110,21 @@ def fit(
     history = History()
     with isolated(vae, seed), warnings.catch_warnings(), in_mode(vae, training=True):
         warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's warning; our error says where
-        rows = Rows(vae, x, valid, pixels, seed)
+        vae.zero_grad(set_to_none=True)
+        rows = Rows(vae, x, valid, pixels, seed, int(vae.steps))
         step = Step(vae, target, particles, one, seed)
         total = epochs * ceil(len(rows.train) / batch_size)
-        best = Best(one, patience)
+        best = Best(one, patience, kl_warmup)
+        first = step.number
         start = time.perf_counter()
         for epoch in (bar := tqdm(range(1, epochs + 1), disable=not progress, desc="fit", unit="epoch")):
             began = time.perf_counter()
             kl_weight = min(1.0, epoch / kl_warmup) if kl_warmup else 1.0
             for numbers, batch in rows.batches(batch_size):
-                one.scale_lr(factor(step.number / total))
+                one.scale_lr(factor((step.number - first) / total))
                 step(numbers, batch, kl_weight, history)
             seconds = time.perf_counter() - began
+            vae.steps.fill_(step.number)
             history.append(
                 {
                     "epoch": epoch,
@@ -143,7 +152,7 @@ class Step:
     """One step of SVI, with noise keyed by (seed, step, row) and a record of the densities that it met."""
 
     def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int) -> None:
-        self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, 0
+        self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, int(vae.steps)
         self.jacobian = vae.schema.log_jacobian if vae.schema is not None else 0.0
         elbo: Any = target.make(particles)
 
@@ -201,16 +210,16 @@ class Step:
 class Best:
     """The weights of the best epoch, and whether patience has run out."""
 
-    def __init__(self, one: OneOptimizer, patience: int | None) -> None:
-        self.one, self.patience = one, patience
+    def __init__(self, one: OneOptimizer, patience: int | None, after: int) -> None:
+        self.one, self.patience, self.after = one, patience, after
         self.bound, self.epoch = -inf, 0
         self.kept: list[Tensor] = []
 
     def is_over(self, bound: float, epoch: int) -> bool:
-        """Take note of an epoch's validation bound; True if it is `patience` epochs since the best."""
-        if self.patience is None:
+        """Take note of a bound once the KL term has its full weight; True if it is `patience` epochs since the best."""
+        if self.patience is None or epoch < self.after:
             return False
-        if bound > self.bound:
+        if bound > self.bound or not self.kept:
             self.bound, self.epoch = bound, epoch
             self.kept = [p.detach().clone() for p in self.one.parameters]
         return epoch - self.epoch >= self.patience
@@ -229,5 +238,5 @@ def _bound(vae: Any, x: Tensor, target: Objective, particles: int, seed: int) ->
         return nan
     num_draws = particles if target.bound == "iwae" else 1
     with torch.no_grad(), in_mode(vae, training=False):
-        blocks = row_blocks(vae, x, num_draws, seed, pad=False)
+        blocks = row_blocks(vae, x, num_draws, seed + VALIDATION, pad=False, strict=False)
         return float(torch.cat([BOUNDS[target.bound](block.log_weight) for block in blocks]).mean())

@@ -1,5 +1,6 @@
 """The linear baselines in closed form: PCA is an autoencoder, probabilistic PCA a VAE whose guide is exact."""
 
+import math
 from typing import Any, NoReturn
 
 import numpy as np
@@ -36,8 +37,9 @@ class PCA(Autoencoder):
         Raises: DataError for unusable data, OptionError if q exceeds the rank that n and d allow.
         """
         schema, x = _centred(data)
-        if self.latent > min(x.shape):
-            raise OptionError(f"latent: got {self.latent}, expected at most min(n, d) = {min(x.shape)}")
+        rank = min(len(x) - 1, x.shape[1])  # the mean takes one
+        if self.latent > rank:
+            raise OptionError(f"latent: got {self.latent}, expected at most min(n - 1, d) = {rank}")
         _, _, components = _svd(x)
         self.allocate(x.shape[1], schema)
         _fill(self.encoder.net, components[: self.latent])
@@ -104,12 +106,14 @@ class PPCA(VAE):
         variances = x.new_zeros(d)
         variances[: len(singular)] = singular**2 / n
         kept, noise = variances[: self.latent], variances[self.latent :].mean()
-        if noise <= 1e-12 * variances.sum():
+        if noise <= (torch.finfo(x.dtype).eps * max(n, d)) ** 2 * variances[0]:  # no more than rounding
             raise DataError(
                 f"the rows lie in {self.latent} dimensions: got noise variance 0; expected latent to be lower"
             )
         # W = U (L - s^2)^(1/2) has orthogonal columns, so the posterior N(M^-1 W'x, s^2 M^-1), M = L, is mean-field
-        loadings = components[: self.latent].T * (kept - noise).sqrt()
+        loadings = (
+            components[: self.latent].T * (kept - noise).clamp(min=0).sqrt()
+        )  # equal eigenvalues may differ in the last bit
         self.allocate(d, schema)
         _fill(self.decoder.linear, loadings)
         _fill(self.encoder.linear, loadings.T / kept[:, None])
@@ -137,10 +141,14 @@ class PPCA(VAE):
     @torch.no_grad()
     def log_prob(self, data: Any) -> np.ndarray:
         """Exact log p(x) per row, in nats: (n,) float64."""
-        x = self.batch(data).x
-        noise = self.noise_variance * torch.eye(x.shape[1], dtype=x.dtype)
-        marginal = dist.MultivariateNormal(x.new_zeros(x.shape[1]), self.loadings @ self.loadings.T + noise)
-        return marginal.log_prob(x).numpy()
+        x, noise = self.batch(data).x, self.noise_variance
+        d, signal = x.shape[1], (self.loadings**2).sum(0)
+        directions = self.loadings / signal.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
+        along = x @ directions  # W has orthogonal columns: what lies along them, and the rest
+        rest = x - along @ directions.T
+        quadratic = (rest**2).sum(1) / noise + (along**2 / (signal + noise)).sum(1)
+        log_determinant = torch.log(signal + noise).sum() + (d - self.latent) * math.log(noise)
+        return (-0.5 * (d * math.log(2 * math.pi) + log_determinant + quadratic)).numpy()
 
     @torch.no_grad()
     def posterior(self, data: Any) -> dist.Distribution:

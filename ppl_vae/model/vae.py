@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.data.schema import Batch, Schema
-from ppl_vae.errors import OptionError
+from ppl_vae.errors import OptionError, ProgramError
 
 Part = Callable[..., dist.Distribution]
 
@@ -54,6 +54,7 @@ class VAE(nn.Module):
     encoder: Any
     decoder: Any
     prior: Any
+    steps: Tensor
 
     def __init__(self, encoder: Part, decoder: Part, prior: Part, schema: Schema | None = None) -> None:
         super().__init__()
@@ -62,6 +63,7 @@ class VAE(nn.Module):
                 raise OptionError(f"{name}: got {part!r}, expected a callable that returns a Pyro distribution")
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
         self.schema = schema
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # of all fits so far: the key of their noise
         self.recipe: dict[str, Any] | None = None  # how `build` made it, in names and numbers; what `save` writes
 
     def model(self, x: Tensor | None = None, mask: Tensor | None = None, *, n: int | None = None) -> Tensor:
@@ -80,6 +82,10 @@ class VAE(nn.Module):
         with pyro.plate("data", n if x is None else x.shape[-2], dim=-1):
             z = pyro.sample("z", self.prior())
             likelihood = self.decoder(z)
+            if mask is not None and not isinstance(likelihood, dist.Independent):
+                raise ProgramError(
+                    f"mask: got the likelihood {type(likelihood).__name__}, expected one with entries to mask"
+                )
             if mask is not None:  # masked NaN would still give NaN gradients: fill, then mask
                 likelihood = likelihood.base_dist.mask(mask).to_event(1)
                 x = None if x is None else torch.where(mask, x, 0.0)

@@ -14,6 +14,10 @@ def test_arviz_gets_the_draws_labelled_and_writes_them(tmp_path):
     stats = inference.sample_stats
     assert np.allclose(stats.lp - stats.log_q, stats.log_weight)
     assert np.array_equal(stats.log_weight[0], drawn.log_weight)
+    z = inference.posterior.z
+    assert np.allclose(inference.log_prior.z, -0.5 * (z**2).sum("latent") - np.log(2 * np.pi), atol=1e-5)
+    assert np.array_equal(stats.lp[0], drawn.log_lik + drawn.log_prior)
+    assert inference.attrs["inference_library"] == "pyro" and inference.attrs["inference_library_version"]
     assert list(inference.observed_data.column.values) == ["x0", "x1", "x2", "x3"]
     assert not hasattr(inference, "log_likelihood")
     inference.to_netcdf(str(tmp_path / "draws.nc"))

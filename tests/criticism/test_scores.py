@@ -166,6 +166,8 @@ def test_bad_options(linear):
     autoencoder = pv.build(X, posterior="delta", prior="flat", scale=1.0)
     with pytest.raises(pv.OptionError, match="'iwae' for an improper prior"):
         score(autoencoder, X, "iwae")
+    with pytest.raises(pv.OptionError, match="'elbo' for a point posterior"):
+        score(pv.build(X, posterior="delta"), X, "elbo")
 
 
 def test_an_autoencoder_is_scored_by_its_error():

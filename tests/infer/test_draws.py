@@ -111,6 +111,31 @@ def test_programs_that_break_the_contract_are_named():
         pv.fit(wrong_size, X, progress=False)
 
 
+class Extra(torch.nn.Module):
+    def forward(self, z):
+        w = pyro.sample("w", dist.Normal(torch.zeros(z.shape[:-1]), 1.0))
+        return dist.Normal(z @ torch.ones(2, 6) + w[..., None], 1.0).to_event(1)
+
+
+def test_a_site_of_the_model_alone_is_named():
+    with pytest.raises(pv.ProgramError, match="site 'w': got it in the model alone"):
+        pv.draws(broken(Extra()), X)
+
+
+class Positive(torch.nn.Module):
+    outputs = 2
+
+    def forward(self, loc, raw):
+        return dist.LogNormal(loc, torch.nn.functional.softplus(raw) + 0.1).to_event(1)
+
+
+def test_the_support_is_that_of_the_family_not_of_what_it_is_made_of():
+    vae = pv.build(abs(X), likelihood=lambda d: Positive(), standardize="none")
+    assert np.isfinite(pv.score(vae, abs(X)).values).all()
+    with pytest.raises(pv.DataError, match=r"column 'x\d': got -.*LogNormal"):
+        pv.score(vae, X)
+
+
 @pytest.mark.parametrize("num_draws", [0, -1, 2.0, True, "many"])
 def test_bad_num_draws(vae, num_draws):
     with pytest.raises(pv.OptionError, match="num_draws"):

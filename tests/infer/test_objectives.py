@@ -5,7 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO
 
 import ppl_vae as pv
 from ppl_vae.infer.noise import Keyed, step_keys
@@ -120,12 +120,60 @@ def test_any_factory_of_an_elbo_is_an_objective():
     assert np.array_equal(history["bound"], again["bound"])
 
 
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_particles_of_a_users_elbo_are_draws_of_their_own(moved, vectorized):
+    """Ten particles scatter as ten do, run at once or one after another: the ratio of variances is F(199, 199), 1e-6."""
+
+    def losses(particles):
+        values = []
+        for step in range(200):
+            elbo = Trace_ELBO(num_particles=particles, vectorize_particles=vectorized and particles > 1)
+            with isolated(moved), torch.no_grad(), Keyed(step_keys(ROWS, 0, step)):
+                values.append(elbo.loss(moved.model, moved.guide, moved.batch(X).x))
+        return np.array(values)
+
+    ratio = losses(1).var(ddof=1) / losses(10).var(ddof=1)
+    assert 10 / 2 < ratio < 10 * 2
+
+
+def test_history_counts_particles_that_run_one_after_another():
+    x = X.astype("float32")
+    bounds = []
+    for vectorized in (True, False):
+        elbo = RenyiELBO(alpha=0, num_particles=6, vectorize_particles=vectorized)
+        target = objective("iwae")._replace(make=lambda particles, elbo=elbo: elbo)
+        vae = pv.build(x, latent=2, hidden=(8,))
+        bounds.append(pv.fit(vae, x, objective=target, epochs=2, progress=False)["bound"])
+    assert np.allclose(*bounds, rtol=1e-5)
+
+
+class LogNormalCode(torch.nn.Module):
+    outputs = 2
+
+    def forward(self, loc, raw):
+        base = dist.Normal(loc, torch.nn.functional.softplus(raw) + 0.1)
+        return dist.TransformedDistribution(base, dist.transforms.ExpTransform()).to_event(1)
+
+
+def test_score_function_is_refused_where_it_would_be_another_estimator():
+    point = pv.build(X, latent=2, posterior="delta", prior="flat", scale=1.0)
+    with pytest.raises(pv.ProgramError, match="site 'z': got a point mass"):
+        pv.fit(point, X, objective="score_function", progress=False)
+    prior = dist.LogNormal(torch.zeros(2), 1.0).to_event(1)
+    transformed = pv.build(X, latent=2, posterior=LogNormalCode(), prior=prior)
+    with pytest.raises(pv.ProgramError, match="site 'z': got TransformedDistribution"):
+        pv.fit(transformed, X, objective="score_function", progress=False)
+    assert np.isfinite(pv.fit(transformed, X, epochs=2, progress=False)["valid_bound"]).all()
+
+
 def test_bad_objectives():
     vae = pv.build(X, latent=2)
     with pytest.raises(pv.OptionError, match="'vimco', expected one of 'elbo'"):
         pv.fit(vae, X, objective="vimco")
     with pytest.raises(pv.OptionError, match="particles: got 1, expected at least 2"):
         pv.fit(vae, X, objective="iwae")
+    with pytest.raises(pv.OptionError, match="expected them set inside"):
+        pv.fit(vae, X, objective=Trace_ELBO, particles=3)
     with pytest.raises(pv.OptionError, match="no KL term to weigh"):
         pv.fit(vae, X, objective="iwae", particles=3, kl_warmup=2)
 

@@ -78,7 +78,7 @@ def test_pca_is_scikit_learns(x, q):
 def test_pca_of_more_columns_than_rows(x):
     wide = x[:4]
     assert pv.PCA(3).fit(wide).components.shape == (3, D)
-    with pytest.raises(pv.OptionError, match=r"got 5, expected at most min\(n, d\) = 4"):
+    with pytest.raises(pv.OptionError, match=r"got 5, expected at most min\(n - 1, d\) = 3"):
         pv.PCA(5).fit(wide)
 
 
@@ -90,6 +90,28 @@ def test_a_linear_autoencoder_trained_by_sgd_spans_pcas_subspace(x):
     ours = torch.linalg.qr(vae.decoder.net[0].weight.detach().double())[0]
     cosines = torch.linalg.svdvals(ours.T @ pv.PCA(Q).fit(x).components.T)
     assert float(torch.arccos(cosines.clamp(max=1)).max()) < 1e-2
+
+
+@pytest.mark.parametrize("scale", [3.595, 1.0, 0.1])
+def test_ppca_with_equal_eigenvalues(scale):
+    """Plus and minus the unit vectors: all directions alike, W = 0, and log p that of a spherical normal."""
+    x = np.concatenate([np.eye(4), -np.eye(4)]) * scale
+    ppca = pv.PPCA(1).fit(x)
+    spherical = stats.multivariate_normal(np.zeros(4), scale**2 / 4 * np.eye(4))
+    assert np.allclose(ppca.log_prob(x), spherical.logpdf(x), atol=1e-9)
+
+
+def test_ppca_in_units_as_different_as_raw_tables_have():
+    x = np.random.RandomState(0).randn(200, 4) * [1e7, 1, 1, 1] + [1e8, 0, 0, 5]
+    ppca = pv.PPCA(1).fit(x)
+    w = ppca.loadings.numpy()
+    expected = -0.5 * (
+        4 * np.log(2 * np.pi) + np.log((w**2).sum() + ppca.noise_variance) + 3 * np.log(ppca.noise_variance)
+    )
+    assert 0.5 < ppca.noise_variance < 1.5
+    assert ppca.log_prob(x).mean() == pytest.approx(
+        expected - 2, abs=1e-4
+    )  # at the maximum the quadratic form averages d
 
 
 def test_fitting_leaves_the_generator_alone(x):
