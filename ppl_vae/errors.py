@@ -1,5 +1,7 @@
 """What can go wrong, by name. Every error that a user can cause derives from `PplVaeError`."""
 
+import math
+import operator
 from typing import Any
 
 
@@ -43,3 +45,28 @@ def choose(kind: str, name: Any, table: dict[str, Any]) -> Any:
     if not isinstance(name, str) or name not in table:
         raise OptionError(f"{kind}: got {name!r}, expected one of {', '.join(map(repr, table))}")
     return table[name]
+
+
+def whole(name: str, value: Any, least: int | None = 1) -> int:
+    """`value` as an int, NumPy's included, or an `OptionError` unless it is a whole number of at least `least`."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        limit = "" if least is None else f" of at least {least}"
+        raise OptionError(f"{name}: got {value!r}, expected a whole number{limit}")
+    return number
+
+
+def number(name: str, value: Any, above: float = 0.0, *, inclusive: bool = False) -> float:
+    """`value` as a finite float above a limit (or at it), or an `OptionError`."""
+    try:
+        got = math.nan if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError):
+        got = math.nan
+    if not math.isfinite(got) or got < above or (got == above and not inclusive):
+        raise OptionError(
+            f"{name}: got {value!r}, expected a number {'of at least' if inclusive else 'above'} {above:g}"
+        )
+    return got

@@ -9,7 +9,7 @@ class ModelOptions:
 
     Attributes:
         latent: number of latent dimensions k.
-        hidden: widths of the hidden layers; () makes a linear net.
+        hidden: widths of the hidden layers, as [128] or [256,64]; [] makes a linear net.
         likelihood: normal | bernoulli | continuous_bernoulli.
         prior: standard_normal | flat.
         posterior: mean_field | delta.

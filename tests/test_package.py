@@ -3,7 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyro.distributions as dist
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -43,11 +44,12 @@ def test_the_readmes_code_runs(tmp_path, monkeypatch, capsys):
     assert names["history"]["bound"][-1] > names["history"]["bound"][0]
     assert (tmp_path / "runs" / "digits" / "model.json").exists()
 
-    class Encoder(torch.nn.Linear):
-        def forward(self, x):
-            return dist.Normal(super().forward(x), 1.0).to_event(1)
-
-    own = {"my_net": Encoder(4, 3), "my_other_net": torch.nn.Linear(3, 4)}
-    exec("import ppl_vae as pv\n" + second, own)
-    pv.fit(own["vae"], torch.randn(50, 4), epochs=2, progress=False)
-    assert pv.score(own["vae"], torch.randn(5, 4)).values.shape == (5,)
+    table = pd.DataFrame(np.random.RandomState(0).randn(50, 4) * [1, 10, 100, 1000], columns=list("abcd"))
+    own = {"pv": pv, "table": table}
+    exec(second, own)
+    vae = own["vae"]
+    before = [p.detach().clone() for p in vae.parameters()]
+    pv.fit(vae, table, epochs=2, progress=False)
+    assert len(before) == 4 and all(not torch.equal(a, b) for a, b in zip(before, vae.parameters()))
+    shuffled = pv.score(vae, table[list("dcba")])
+    assert np.array_equal(shuffled.values, pv.score(vae, table).values)

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.errors import OptionError
+from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer.draws import each_block, in_mode, likelihood_mean
 from ppl_vae.infer.scope import isolated
 
@@ -34,8 +34,7 @@ def generate(vae: Any, n: int, seed: int = 0) -> Simulated:
         >>> generate(PPCA(2).fit(np.random.RandomState(0).randn(50, 4)), 3).x.shape
         (3, 4)
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise OptionError(f"n: got {n!r}, expected a positive whole number")
+    n = whole("n", n)
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         try:
             sites = poutine.trace(vae.model).get_trace(n=n).nodes
@@ -57,14 +56,27 @@ def encode(vae: Any, data: Any) -> np.ndarray:
     """
     x = vae.batch(data).x
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
-        return vae.encoder(x).mean.cpu().numpy()
+        q = vae.encoder(x)
+        try:
+            return q.mean.cpu().numpy()
+        except NotImplementedError as error:
+            raise OptionError(
+                f"encode: got a posterior {type(q).__name__}, which has no mean; expected draws(...).z"
+            ) from error
 
 
 def decode(vae: Any, z: Any) -> Any:
     """E[x|z] for codes z (n, k), of the data's own type and units."""
     like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
-        return _own(vae, vae.decoder(torch.as_tensor(np.asarray(z)).to(like)).mean)
+        codes = torch.as_tensor(np.asarray(z, dtype=float)).to(like)
+        try:
+            x = vae.decoder(codes).mean
+        except (RuntimeError, IndexError) as error:
+            raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k): {error}") from error
+        if codes.dim() != 2:
+            raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k)")
+        return _own(vae, x)
 
 
 def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0) -> Any:
@@ -73,13 +85,17 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
     Args:
         num_draws: None decodes the posterior mean of z; a number S averages over S draws of z.
     """
-    if num_draws is None:
-        return decode(vae, encode(vae, data))
 
     def average(block: Any) -> Tensor:
         return block.observed.mean(0)
 
-    return _own(vae, torch.cat(each_block(vae, data, num_draws, seed, average, likelihood_mean)))
+    if num_draws is None:
+        rebuilt = decode(vae, encode(vae, data))
+    else:
+        rebuilt = _own(vae, torch.cat(each_block(vae, data, num_draws, seed, average, likelihood_mean)))
+    if type(rebuilt) is type(data) and hasattr(data, "iloc"):
+        rebuilt.index = data.index  # pandas aligns by it
+    return rebuilt
 
 
 def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10) -> Any:
@@ -94,7 +110,7 @@ def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10) -> Any:
     ends = [encode(vae, row) for row in (start, stop)]
     if any(len(end) != 1 for end in ends):
         raise OptionError(f"interpolate: got {[len(end) for end in ends]} rows, expected one at each end")
-    share = np.linspace(0.0, 1.0, steps)[:, None]
+    share = np.linspace(0.0, 1.0, whole("steps", steps, 2))[:, None]
     return decode(vae, (1 - share) * ends[0] + share * ends[1])
 
 
@@ -117,10 +133,10 @@ def manifold(vae: Any, side: int = 20) -> Any:
 
     Returns: side * side rows, of the data's own type; the first latent dimension runs along rows of the picture.
     """
-    quantiles = torch.special.ndtri((torch.arange(side, dtype=torch.float64) + 0.5) / side).numpy()
+    quantiles = torch.special.ndtri((torch.arange(whole("side", side), dtype=torch.float64) + 0.5) / side).numpy()
     try:
         return decode(vae, np.stack(np.meshgrid(quantiles, -quantiles), -1).reshape(-1, 2))
-    except RuntimeError as error:
+    except OptionError as error:
         raise OptionError("manifold: got a model of other than two latent dimensions, expected latent=2") from error
 
 

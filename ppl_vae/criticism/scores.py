@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import OptionError, choose
+from ppl_vae.errors import OptionError, choose, number
 from ppl_vae.infer.draws import Draws, each_block, facts, log_prob_per_feature, minus_squared_error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """One number a row, with its Monte Carlo standard error.
 
@@ -31,6 +31,10 @@ class Scores:
     scoring: str
     per_feature: np.ndarray | None = None
 
+    def __repr__(self) -> str:
+        means = f"mean {self.values.mean():.4f}, mean mcse {self.mcse.mean():.4f}"
+        return f"Scores({self.scoring} of {len(self.values)} rows, {means})"
+
     def threshold(self, contamination: float) -> float:
         """The value that a share `contamination` of these rows falls below: flag rows with lower scores.
 
@@ -42,7 +46,7 @@ class Scores:
             >>> bool(np.mean(scores.values < scores.threshold(0.05)) == 0.05)
             True
         """
-        if not 0 < contamination <= 0.5:
+        if number("contamination", contamination) > 0.5:
             raise OptionError(f"contamination: got {contamination!r}, expected a share in (0, 0.5]")
         return float(np.quantile(self.values, contamination))
 

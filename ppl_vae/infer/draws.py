@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError
+from ppl_vae.errors import DataError, PplVaeError, ProgramError, whole
 from ppl_vae.infer.noise import Keyed, base, row_keys
 from ppl_vae.infer.scope import isolated
 
@@ -84,8 +84,7 @@ def each_block(
 
     Returns: what `read` gave, block by block, in the order of the rows.
     """
-    if isinstance(num_draws, bool) or not isinstance(num_draws, int) or num_draws < 1:
-        raise OptionError(f"num_draws: got {num_draws!r}, expected a positive whole number")
+    num_draws = whole("num_draws", num_draws)
     x = vae.batch(data).x
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         check(vae, x)
@@ -222,7 +221,7 @@ def check(vae: Any, x: Tensor, strict: bool = True) -> None:
     Raises: ProgramError naming the site, DataError naming the first column at fault.
     """
     try:
-        guide, model = traces(vae, x[:2], row_keys(x[:2], 0), 1, strict=strict)
+        guide, model = traces(vae, x[:2], row_keys(x[:2], 0), TRIAL, strict=strict)
         shapes = {name: _log_prob(site).shape for name, site in (guide | model).items()}
     except PplVaeError:
         raise
@@ -230,13 +229,21 @@ def check(vae: Any, x: Tensor, strict: bool = True) -> None:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__  # Pyro appends a page of shapes
         raise ProgramError(f"model or guide failed on rows of {x.shape[1]} columns: {first}") from error
     for name, shape in shapes.items():
-        if shape != (1, len(x[:2])):
+        if shape != (TRIAL, len(x[:2])):
             raise ProgramError(
                 f"site {name!r}: got log densities of shape {tuple(shape)}, expected one for each draw and row, "
-                f"{(1, len(x[:2]))}; declare the event dimension with .to_event(1)"
+                f"{(TRIAL, len(x[:2]))}; declare the event dimension with .to_event(1)"
             )
-    for name in model.keys() - guide.keys() - {"x"}:
-        raise ProgramError(f"site {name!r}: got it in the model alone, expected the guide to sample it too")
+    for name in model.keys() - {"x"}:
+        if name not in guide:
+            raise ProgramError(f"site {name!r}: got it in the model alone, expected the guide to sample it too")
+        inside = model[name]["fn"].support.check(guide[name]["value"])
+        if not inside.all():  # the prior's density means nothing there
+            raise ProgramError(
+                f"site {name!r}: got {guide[name]['value'][~inside][0].tolist()} from the guide's "
+                f"{type(base(guide[name]['fn'])).__name__}, expected values in the support of the prior's "
+                f"{type(base(model[name]['fn'])).__name__}"
+            )
     family = base(model["x"]["fn"])
     constraint = torch.distributions.constraints
     if constraint.is_dependent(type(family).support) or family.support is constraint.real or family.event_dim:
@@ -257,6 +264,8 @@ def column_name(vae: Any, column: int) -> str:
     return f"x{column}" if vae.schema is None else vae.schema.names[column]
 
 
+TRIAL = 64
+"""Draws of two rows on which programs are checked."""
 GREY = ". For grey values: likelihood='continuous_bernoulli', or fit(binarize=...) and datasets.binarize"
 
 

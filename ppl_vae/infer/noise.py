@@ -67,10 +67,16 @@ def uniforms(keys: Tensor, draws: int, size: int, first: int = 0) -> Tensor:
 def draw(distribution: Any, uniform: Callable[[], Tensor]) -> Tensor | None:
     """A draw from `distribution`, made of noise; None for a family without a rule. Register a rule to add one.
 
+    Without a rule of its own a family is drawn by its inverse cumulative distribution function, if it has one.
+
     Args:
         uniform: gives the noise, of the shape of a draw.
     """
-    return None
+    try:
+        u = uniform()
+        return distribution.icdf(u).to(getattr(distribution, "loc", u).dtype)
+    except (NotImplementedError, AttributeError):
+        return None
 
 
 @draw.register
@@ -81,6 +87,20 @@ def _(normal: dist.Normal, uniform: Callable[[], Tensor]) -> Tensor:
 @draw.register
 def _(delta: dist.Delta, uniform: Callable[[], Tensor]) -> Tensor:
     return delta.v
+
+
+@draw.register
+def _(normal: torch.distributions.MultivariateNormal, uniform: Callable[[], Tensor]) -> Tensor:
+    noise = torch.special.ndtri(uniform()).to(normal.loc.dtype)
+    return normal.loc + (normal.scale_tril @ noise[..., None])[..., 0]
+
+
+@draw.register
+def _(transformed: torch.distributions.TransformedDistribution, uniform: Callable[[], Tensor]) -> Tensor | None:
+    value = draw(transformed.base_dist, uniform)
+    for transform in transformed.transforms if value is not None else ():
+        value = transform(value)
+    return value
 
 
 @draw.register(torch.distributions.Independent)

@@ -78,11 +78,22 @@ def objective(choice: Any, particles: int = 1) -> Objective:
     """An objective from its name, or from a factory of any Pyro ELBO, a function of nothing."""
     if isinstance(choice, Objective):
         return choice
+    if isinstance(choice, ELBO):
+        raise OptionError(
+            "objective: got an ELBO, which keeps state between fits; expected a factory, such as Trace_ELBO"
+        )
     if callable(choice):
         if particles != 1:
             raise OptionError(f"particles: got {particles} with a factory of your own, expected them set inside it")
-        return Objective(lambda particles: choice())
+        return Objective(lambda particles: _elbo(choice))
     return choose("objective", choice, OBJECTIVES)
+
+
+def _elbo(factory: Callable) -> ELBO:
+    made = factory()
+    if not isinstance(made, ELBO):
+        raise OptionError(f"objective: got a factory of {made!r}, expected one of a Pyro ELBO, such as Trace_ELBO")
+    return made
 
 
 def elbo(log_weight: Tensor) -> Tensor:

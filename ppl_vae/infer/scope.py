@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 import pyro
 import torch
 
+from ppl_vae.errors import whole
+
 _own: WeakKeyDictionary = WeakKeyDictionary()  # what a model's programs put into Pyro's store by pyro.param themselves
 
 
@@ -20,7 +22,7 @@ def isolated(vae: Any, seed: int = 0) -> Iterator[None]:
     """Run Pyro programs of `vae` with its own parameter store, validation off, and a seeded copy of torch's generators."""
     devices = {p.device.index or 0 for p in vae.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=list(devices)), pyro.validation_enabled(False):
-        torch.manual_seed((seed ^ OWN) & 0x7FFFFFFFFFFFFFFF)
+        torch.manual_seed((whole("seed", seed, None) ^ OWN) & 0x7FFFFFFFFFFFFFFF)
         with pyro.get_param_store().scope(_own.get(vae)):
             yield
             remember(vae)

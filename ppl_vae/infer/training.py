@@ -11,7 +11,7 @@ from pyro.infer import SVI
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_vae.errors import NonFiniteError, OptionError, choose
+from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, number, whole
 from ppl_vae.infer.draws import in_mode, row_blocks
 from ppl_vae.infer.handlers import LatentScale, Tally
 from ppl_vae.infer.history import History
@@ -91,12 +91,24 @@ def fit(
         >>> bool(history["bound"][-1] > history["bound"][0])
         True
     """
-    target = chosen_objective(objective, particles)
-    for name, value in (("particles", particles), ("epochs", epochs), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise OptionError(f"{name}: got {value!r}, expected a positive whole number")
-    if not 0 <= valid < 1:
+    particles, epochs, batch_size = (
+        whole("particles", particles),
+        whole("epochs", epochs),
+        whole("batch_size", batch_size),
+    )
+    kl_warmup, seed = whole("kl_warmup", kl_warmup, 0), whole("seed", seed, None)
+    number("lr", lr, inclusive=True), number("weight_decay", weight_decay, inclusive=True)
+    if max_grad_norm is not None:
+        number("max_grad_norm", max_grad_norm)
+    if patience is not None:
+        whole("patience", patience)
+    if number("valid", valid, inclusive=True) >= 1:
         raise OptionError(f"valid: got {valid!r}, expected a share in [0, 1)")
+    callbacks = list(callbacks)
+    for callback in callbacks:
+        if not callable(callback):
+            raise OptionError(f"callbacks: got {callback!r}, expected functions of a model and a history")
+    target = chosen_objective(objective, particles)
     if patience is not None and not valid:
         raise OptionError("patience: got valid=0, expected held-out rows to watch")
     if kl_warmup and not target.weighs_kl:
@@ -105,7 +117,10 @@ def fit(
     pixels = choose("binarize", binarize or "none", PIXELS)
     one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
     if device is not None:
-        vae.to(device)
+        try:
+            vae.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise OptionError(f"device: got {device!r}, expected one that torch has here: {error}") from error
     x = vae.batch(data, minimum_rows=2).x
     history = History()
     with isolated(vae, seed), warnings.catch_warnings(), in_mode(vae, training=True):
@@ -169,7 +184,7 @@ class Step:
         keys = step_keys(numbers, self.seed, self.number)
         # outermost first: each then sees distributions that every plate has expanded
         with Keyed(keys, strict=False, reparameterized=self.target.reparameterized), LatentScale(kl_weight), tally:
-            self.svi.step(batch)
+            self._svi_step(batch)
         if one.refused:
             raise self._error(tally, numbers, history)
         figures = {
@@ -181,6 +196,15 @@ class Step:
             self.sums[name] = self.sums.get(name, 0.0) + value * len(batch)
         self.sums["rows"] = self.sums.get("rows", 0.0) + len(batch)
         self.number += 1
+
+    def _svi_step(self, batch: Tensor) -> None:
+        try:
+            self.svi.step(batch)
+        except PplVaeError:
+            raise
+        except Exception as error:  # whatever an objective raises on programs that are not made for it
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ProgramError(f"step {self.number}: the objective failed on this model and guide: {first}") from error
 
     def _error(self, tally: Tally, numbers: Tensor, history: History) -> NonFiniteError:
         """Says where the loss or gradient stopped being finite; the parameters have not moved."""

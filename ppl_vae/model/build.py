@@ -1,14 +1,15 @@
 """From names and data to a model. The one place, with the command line, where a string becomes an object."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import nn
 
 from ppl_vae.data.schema import Schema
-from ppl_vae.errors import OptionError, choose
+from ppl_vae.errors import OptionError, choose, whole
 from ppl_vae.model.families import LIKELIHOODS, Conditional
 from ppl_vae.model.nets import conv_decoder, conv_encoder, mlp
 from ppl_vae.model.posteriors import POSTERIORS
@@ -92,8 +93,8 @@ def build(
     if likelihood in ("bernoulli", "continuous_bernoulli"):
         standardize = "none"
     chosen = Default(
-        latent,
-        tuple(hidden),
+        whole("latent", latent),
+        _sizes("hidden", hidden),
         likelihood,  # type: ignore[arg-type]
         prior,  # type: ignore[arg-type]
         posterior,  # type: ignore[arg-type]
@@ -113,10 +114,8 @@ def assemble(schema: Schema, chosen: dict[str, Any]) -> VAE:
     names = [field.name for field in fields(Default)]
     of = Default(**{name: chosen[name] for name in names})
     options = {name: value for name, value in chosen.items() if name not in names}
-    _check_sizes("latent", of.latent, [of.latent])
-    _check_sizes("hidden", of.hidden, of.hidden)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(of.seed)
+        torch.manual_seed(whole("seed", of.seed, None) & 0x7FFFFFFFFFFFFFFF)
         try:
             encoder_net, decoder_net = choose("nets", of.nets, NETS)(schema, of.hidden, of.activation, **options)
         except TypeError as error:
@@ -126,6 +125,7 @@ def assemble(schema: Schema, chosen: dict[str, Any]) -> VAE:
         posterior: Any = of.posterior
         if _named(posterior):
             posterior = choose("posterior", posterior, POSTERIORS)(of.scale_link)
+        posterior = _family("posterior", posterior)
         vae = VAE(
             Conditional(encoder_net(d, posterior.outputs * of.latent), posterior),
             Conditional(decoder_net(of.latent, likelihood.outputs * d), likelihood),
@@ -141,19 +141,32 @@ def _named(part: Any) -> bool:
     return isinstance(part, str)
 
 
-def _check_sizes(name: str, got: Any, sizes: Sequence[Any]) -> None:
-    if any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
-        raise OptionError(f"{name}: got {got!r}, expected positive whole numbers")
+def _sizes(name: str, sizes: Any) -> tuple[int, ...]:
+    if isinstance(sizes, str) or not isinstance(sizes, Iterable):
+        raise OptionError(f"{name}: got {sizes!r}, expected a sequence of whole numbers such as (128,)")
+    return tuple(whole(name, size) for size in sizes)
+
+
+def _family(name: str, family: Any) -> Any:
+    if not callable(family) or not hasattr(family, "outputs"):
+        raise OptionError(f"{name}: got {family!r}, expected a name or a module with .outputs, its inputs per feature")
+    return family
 
 
 def _likelihood(of: Any, features: int) -> nn.Module:
     if _named(of.likelihood):
         make = choose("likelihood", of.likelihood, LIKELIHOODS)
         return make(features, of.scale, of.scale_link, of.scale_floor)
-    return of.likelihood(features)
+    if not callable(of.likelihood) or isinstance(of.likelihood, nn.Module):
+        raise OptionError(f"likelihood: got {of.likelihood!r}, expected a name or a callable of the number of columns")
+    return _family("likelihood", of.likelihood(features))
 
 
 def _prior(prior: Any, latent: int) -> Any:
     if _named(prior):
         return choose("prior", prior, PRIORS)(latent)
-    return (lambda: prior) if hasattr(prior, "log_prob") else prior
+    if isinstance(prior, torch.distributions.Distribution):
+        if not isinstance(prior, TorchDistributionMixin):
+            raise OptionError(f"prior: got {prior!r} of torch.distributions, expected one of pyro.distributions")
+        return lambda: prior
+    return prior

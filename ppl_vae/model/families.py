@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from ppl_vae.errors import OptionError, choose
+from ppl_vae.errors import OptionError, choose, number
 
 SCALE_FLOOR = 1e-3
 """Smallest standard deviation unless told otherwise, in encoded units."""
@@ -64,7 +64,7 @@ class Normal(nn.Module):
         self, features: int, scale: str | float = "row", link: str = "softplus", floor: float = SCALE_FLOOR
     ) -> None:
         super().__init__()
-        self.link, self.floor = choose("scale_link", link, SCALE_LINKS), positive("scale_floor", floor)
+        self.link, self.floor = choose("scale_link", link, SCALE_LINKS), number("scale_floor", floor)
         self.outputs = 2 if scale == "row" else 1
         if scale in ("feature", "shared"):
             size = features if scale == "feature" else 1
@@ -72,19 +72,12 @@ class Normal(nn.Module):
         elif isinstance(scale, str) and scale != "row":
             raise OptionError(f"scale: got {scale!r}, expected 'row', 'feature', 'shared' or a positive number")
         elif scale != "row":
-            self.register_buffer("fixed", torch.tensor([positive("scale", scale)]))
+            self.register_buffer("fixed", torch.tensor([number("scale", scale)]))
 
     def forward(self, loc: Tensor, raw: Tensor | None = None) -> dist.Distribution:
         if hasattr(self, "fixed"):
             return dist.Normal(loc, self.fixed).to_event(1)
         return dist.Normal(loc, self.link(self.raw if raw is None else raw, self.floor)).to_event(1)
-
-
-def positive(name: str, value: Any) -> float:
-    """`value` as a float. Raises: OptionError unless it is a positive finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise OptionError(f"{name}: got {value!r}, expected a positive number")
-    return float(value)
 
 
 class Bernoulli(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.data.schema import Schema
-from ppl_vae.errors import DataError, OptionError
+from ppl_vae.errors import DataError, OptionError, whole
 from ppl_vae.model.autoencoder import Autoencoder
 from ppl_vae.model.priors import StandardNormal
 from ppl_vae.model.vae import VAE
@@ -29,7 +29,7 @@ class PCA(Autoencoder):
 
     def __init__(self, latent: int) -> None:
         super().__init__(_unfitted, _unfitted)
-        self.latent = _positive(latent)
+        self.latent = whole("latent", latent)
 
     def fit(self, data: Any) -> "PCA":
         """Fit to data (n, d), in its own units; returns itself.
@@ -90,8 +90,8 @@ class PPCA(VAE):
     """
 
     def __init__(self, latent: int) -> None:
-        super().__init__(_unfitted, _unfitted, StandardNormal(_positive(latent)))
-        self.latent = latent
+        super().__init__(_unfitted, _unfitted, StandardNormal(whole("latent", latent)))
+        self.latent = whole("latent", latent)
 
     def fit(self, data: Any) -> "PPCA":
         """The maximum-likelihood fit (Tipping & Bishop 1999, eqs. 7 and 8) to data (n, d); returns itself.
@@ -131,6 +131,8 @@ class PPCA(VAE):
     @property
     def loadings(self) -> Tensor:
         """W (d, q), float64."""
+        if self.recipe is None:
+            _unfitted(self.prior().mean)
         return self.decoder.linear.weight.detach()
 
     @property
@@ -166,12 +168,6 @@ class PPCA(VAE):
 
 def _unfitted(value: Tensor) -> NoReturn:
     raise OptionError("got a model without parameters, expected .fit(data) first")
-
-
-def _positive(latent: Any) -> int:
-    if isinstance(latent, bool) or not isinstance(latent, int) or latent < 1:
-        raise OptionError(f"latent: got {latent!r}, expected a positive whole number")
-    return latent
 
 
 def _centred(data: Any) -> tuple[Schema, Tensor]:

@@ -248,7 +248,7 @@ def test_counts_are_positive_whole_numbers(vae: Any, digits: Dataset, bad: Any) 
         lambda: plots.samples(vae, n=bad),
         lambda: plots.manifold_grid(vae, side=bad),
     ):
-        with pytest.raises(OptionError, match="expected a positive whole number"):
+        with pytest.raises(OptionError, match="expected a whole number of at least 1"):
             draw()
 
 

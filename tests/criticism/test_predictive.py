@@ -28,6 +28,14 @@ def test_rows_come_back_as_the_datas_own_type_and_units(kind):
         assert list(pv.generate(vae, 2).x.columns) == list("abcd")
 
 
+def test_a_reconstruction_keeps_the_index_of_its_frame():
+    frame = pd.DataFrame(X, columns=list("abcd"), index=[f"row {i}" for i in range(200)])
+    vae = pv.build(frame, latent=2)
+    some = frame.sample(50, random_state=0)
+    assert pv.reconstruct(vae, some).index.equals(some.index)
+    assert np.isfinite((some - pv.reconstruct(vae, some)).to_numpy()).all()
+
+
 def test_images_keep_their_shape():
     images = RANDOM.rand(30, 5, 4)
     vae = pv.build(images, latent=2, likelihood="continuous_bernoulli")
@@ -88,5 +96,7 @@ def test_bad_input(vae):
         pv.traverse(vae, X[:1], 2)
     with pytest.raises(pv.OptionError, match="latent=2"):
         pv.manifold(pv.build(X, latent=3))
+    with pytest.raises(pv.OptionError, match=r"z of shape \(4, 3\)"):
+        pv.decode(vae, np.zeros((4, 3)))
     with pytest.raises(pv.OptionError, match="improper prior"):
         pv.generate(pv.build(X, posterior="delta", prior="flat", scale=1.0), 3)

@@ -122,6 +122,13 @@ def test_a_site_of_the_model_alone_is_named():
         pv.draws(broken(Extra()), X)
 
 
+def test_a_guide_outside_the_priors_support_is_named():
+    vae = pv.build(X, latent=2, prior=dist.Gamma(torch.ones(2), 1.0).to_event(1))
+    for call in (pv.score, lambda v, x: pv.fit(v, x, progress=False)):
+        with pytest.raises(pv.ProgramError, match=r"site 'z': got \[.* guide's Normal, .* prior's Gamma"):
+            call(vae, X)
+
+
 class Positive(torch.nn.Module):
     outputs = 2
 
@@ -138,7 +145,7 @@ def test_the_support_is_that_of_the_family_not_of_what_it_is_made_of():
 
 @pytest.mark.parametrize("num_draws", [0, -1, 2.0, True, "many"])
 def test_bad_num_draws(vae, num_draws):
-    with pytest.raises(pv.OptionError, match="num_draws"):
+    with pytest.raises(pv.OptionError, match="num_draws: got"):
         pv.draws(vae, X, num_draws)
 
 

@@ -71,7 +71,33 @@ def test_draws_of_each_rule_follow_their_family():
     normal = draw(dist.Normal(2.0 * torch.ones(100, 400), 3.0), lambda: u)
     assert stats.kstest(normal.flatten().numpy(), stats.norm(2, 3).cdf).pvalue > 1e-4
     assert torch.equal(draw(dist.Delta(X, event_dim=1), lambda: u), X)
-    assert draw(dist.Cauchy(0.0, 1.0), lambda: u) is None
+    assert draw(dist.Gamma(2.0, 1.0), lambda: u) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "cdf"),
+    [
+        (dist.Laplace(torch.ones(()), 2.0), stats.laplace(1, 2).cdf),
+        (dist.Cauchy(torch.zeros(()), 1.0), stats.cauchy.cdf),
+        (dist.Uniform(-1.0, torch.tensor(3.0)), stats.uniform(-1, 4).cdf),
+        (dist.LogNormal(torch.zeros(()), 0.5), stats.lognorm(0.5).cdf),
+        (dist.Gumbel(torch.zeros(()), 1.0), stats.gumbel_r.cdf),
+    ],
+)
+def test_families_with_an_inverse_cdf_or_transforms_need_no_rule(family, cdf):
+    u = uniforms(row_keys(X, 0), 50, 1)[..., 0]
+    drawn = draw(family.expand(u.shape), lambda: u)
+    assert stats.kstest(drawn.flatten().double().numpy(), cdf).pvalue > 1e-4
+
+
+def test_a_multivariate_normal_has_its_covariance():
+    """20,000 draws: each entry within 5 standard errors."""
+    tril = torch.tensor([[1.0, 0.0], [0.8, 0.5]])
+    u = uniforms(row_keys(X, 0), 50, 2)
+    drawn = draw(dist.MultivariateNormal(torch.tensor([1.0, 2.0]), scale_tril=tril).expand(u.shape[:2]), lambda: u)
+    got, exact = np.cov(drawn.reshape(-1, 2).T), (tril @ tril.T).numpy()
+    error = np.sqrt((np.outer(np.diag(exact), np.diag(exact)) + exact**2) / 20000)
+    assert np.all(np.abs(got - exact) < 5 * error)
 
 
 def test_a_site_without_a_rule_is_refused_by_name_or_left_to_torch():

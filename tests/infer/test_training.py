@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO, TraceTailAdaptive_ELBO
 from torch import nn
 
 import ppl_vae as pv
@@ -263,6 +264,17 @@ def test_stochastic_binarisation_has_the_grey_value_as_mean():
         ({"batch_size": 1.5}, "batch_size: got 1.5"),
         ({"particles": 0}, "particles: got 0"),
         ({"valid": 1.0}, "valid: got 1.0"),
+        ({"lr": -1}, "lr: got -1, expected a number of at least 0"),
+        ({"lr": "a"}, "lr: got 'a'"),
+        ({"weight_decay": float("nan")}, "weight_decay: got nan"),
+        ({"max_grad_norm": 0}, "max_grad_norm: got 0, expected a number above 0"),
+        ({"kl_warmup": -5}, "kl_warmup: got -5"),
+        ({"patience": 0}, "patience: got 0"),
+        ({"seed": "a"}, "seed: got 'a'"),
+        ({"device": "nowhere"}, "device: got 'nowhere'"),
+        ({"callbacks": [3]}, "callbacks: got 3"),
+        ({"objective": Trace_ELBO()}, "objective: got an ELBO"),
+        ({"objective": lambda: 3}, "factory of 3"),
         ({"patience": 3, "valid": 0.0}, "patience"),
         ({"optimizer": "lion"}, "optimizer: got 'lion'"),
         ({"schedule": "step"}, "schedule: got 'step'"),
@@ -272,6 +284,18 @@ def test_stochastic_binarisation_has_the_grey_value_as_mean():
 def test_bad_options(options, message):
     with pytest.raises(pv.OptionError, match=message):
         pv.fit(small(), X, progress=False, **options)
+
+
+def test_an_objective_that_fails_on_these_programs_is_named():
+    with pytest.raises(pv.ProgramError, match="step 0: the objective failed on this model and guide"):
+        pv.fit(small(), X, objective=TraceTailAdaptive_ELBO, progress=False)
+
+
+def test_numpys_numbers_are_numbers():
+    vae = pv.build(X, latent=np.int64(2), hidden=np.array([8]), scale=np.float32(0.5))
+    history = pv.fit(vae, X, epochs=np.int64(1), lr=np.float32(1e-2), seed=np.int64(3), progress=False)
+    assert len(history) == 1 and vae.recipe["hidden"] == (8,)
+    assert pv.score(vae, X, num_draws=np.int64(2)).values.shape == (300,)
 
 
 @pytest.mark.parametrize(
