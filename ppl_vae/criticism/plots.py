@@ -13,7 +13,7 @@ import numpy as np
 from ppl_vae.criticism.predictive import decode, encode, generate, manifold, reconstruct
 from ppl_vae.criticism.scores import SCORES, Scores
 from ppl_vae.data.tables import FRAMES, like, read
-from ppl_vae.errors import OptionError
+from ppl_vae.errors import OptionError, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,7 +99,7 @@ def reconstructions(vae: Any, data: Any, n: int = 10) -> "Figure":
     Raises: OptionError, DataError.
     """
     table = read(data)
-    rows = like(table.values[: _positive("n", n)], table.kind, table.names, table.shape)
+    rows = like(table.values[: whole("n", n)], table.kind, table.names, table.shape)
     originals, decoded = _own(vae, rows), _values(reconstruct(vae, rows))
     if _is_image(vae):
         return _image_pairs(vae, originals, decoded)
@@ -138,7 +138,7 @@ def manifold_grid(vae: Any, side: int = 20, axes: "Axes | None" = None) -> "Figu
 
     Raises: OptionError: rows that are no images, or another number of latent dimensions.
     """
-    _positive("side", side)
+    whole("side", side)
     if not _is_image(vae):
         shape = None if vae.schema is None else vae.schema.shape
         raise OptionError(
@@ -365,12 +365,6 @@ def _own(vae: Any, rows: Any) -> np.ndarray:
 def _encoded(vae: Any, own: np.ndarray) -> np.ndarray:
     """Rows (n, d) in the units that let columns share an axis."""
     return own if vae.schema is None else vae.schema.tensors(own).x.numpy()
-
-
-def _positive(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise OptionError(f"{name}: got {value!r}, expected a positive whole number")
-    return value
 
 
 # ---- rows as images
