@@ -3,13 +3,15 @@
 import base64
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from ppl_vae.criticism import plots
@@ -93,8 +95,9 @@ def demo(out: str | PathLike, anomaly: int = 8, seed: int = 0, epochs: int = 60)
     sizes = f"{len(rows.train.x)} rows in training, {len(rows.test.x)} in the test"
     sizes += f", {rows.anomalous.sum()} of them the digit {anomaly}"
     print(f"digits, {anomaly} held out: {sizes}")
-    models = Models(rows.train, seed, epochs)
-    results = compared(models, rows, seed)
+    with one_thread():
+        models = Models(rows.train, seed, epochs)
+        results = compared(models, rows, seed)
     threshold = score(models.vae, rows.train, seed=seed).threshold(CONTAMINATION)
     print(text_table(results))
 
@@ -109,6 +112,17 @@ def demo(out: str | PathLike, anomaly: int = 8, seed: int = 0, epochs: int = 60)
     print(f"wrote {folder}/index.html and beside it the model, its scores and {len(pictures)} pictures")
     print(f"{time.perf_counter() - began:.1f} s in all")
     return results
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Nets this small gain nothing from a second thread, and wait for it where the cores have other work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def split(digits: Dataset, anomaly: int, seed: int) -> Split:
