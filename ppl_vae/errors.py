@@ -50,13 +50,18 @@ def choose(kind: str, name: Any, table: dict[str, Any]) -> Any:
 def whole(name: str, value: Any, least: int | None = 1) -> int:
     """`value` as an int, NumPy's included, or an `OptionError` unless it is a whole number of at least `least`."""
     try:
-        number = operator.index(value)
+        got = operator.index(value)
     except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or (least is not None and number < least):
+        got = None
+    if got is None or isinstance(value, bool) or (least is not None and got < least):
         limit = "" if least is None else f" of at least {least}"
         raise OptionError(f"{name}: got {value!r}, expected a whole number{limit}")
-    return number
+    return got
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the page of shapes that Pyro appends."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def number(name: str, value: Any, above: float = 0.0, *, inclusive: bool = False) -> float:

@@ -70,12 +70,12 @@ def decode(vae: Any, z: Any) -> Any:
     like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
         codes = torch.as_tensor(np.asarray(z, dtype=float)).to(like)
-        try:
-            x = vae.decoder(codes).mean
-        except (RuntimeError, IndexError) as error:
-            raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k): {error}") from error
         if codes.dim() != 2:
             raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k)")
+        try:
+            x = vae.decoder(codes).mean
+        except RuntimeError as error:
+            raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k): {error}") from error
         return _own(vae, x)
 
 
@@ -92,7 +92,7 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
     if num_draws is None:
         rebuilt = decode(vae, encode(vae, data))
     else:
-        rebuilt = _own(vae, torch.cat(each_block(vae, data, num_draws, seed, average, likelihood_mean)))
+        rebuilt = _own(vae, torch.cat(each_block(vae, vae.batch(data).x, num_draws, seed, average, likelihood_mean)))
     if type(rebuilt) is type(data) and hasattr(data, "iloc"):
         rebuilt.index = data.index  # pandas aligns by it
     return rebuilt

@@ -167,7 +167,8 @@ def score(
     how = choose("scoring", scoring, SCORES)
     if per_feature and how.weighs:
         raise OptionError(f"per_feature: got scoring={scoring!r}, whose KL term has no parts by feature")
-    known = facts(vae, data)
+    x = vae.batch(data).x
+    known = facts(vae, x)
     if how.weighs and (known.point or not known.proper):
         what = "an improper prior" if not known.proper else "a point posterior"
         raise OptionError(
@@ -182,7 +183,7 @@ def score(
         parts = [_reduced(draws, how, per_feature)]
     else:
         num_draws = 1 if known.point else num_draws
-        parts = each_block(vae, data, num_draws, seed, lambda block: _reduced(block, how, per_feature), observe)
+        parts = each_block(vae, x, num_draws, seed, lambda block: _reduced(block, how, per_feature), observe)
     values, errors, features = (np.concatenate(column) for column in zip(*parts))
     if per_feature and how.density and vae.schema is not None and vae.schema.scale is not None:
         features = features - np.log(vae.schema.scale)

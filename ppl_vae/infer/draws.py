@@ -1,6 +1,6 @@
 """Draws of z for given rows, and every log density at them: computed once, read many times."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_vae.errors import DataError, PplVaeError, ProgramError, whole
+from ppl_vae.errors import DataError, PplVaeError, ProgramError, first_line, whole
 from ppl_vae.infer.noise import Keyed, base, row_keys
 from ppl_vae.infer.scope import isolated
 
@@ -64,28 +64,35 @@ def draws(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Draws:
         >>> bool(np.allclose(d.log_weight, ppca.log_prob(x), atol=1e-8))  # the guide is exact
         True
     """
-    return joined(each_block(vae, data, num_draws, seed, lambda block: block))
+    return joined(each_block(vae, vae.batch(data).x, num_draws, seed, lambda block: block), 1)
 
 
-def joined(parts: list[Draws]) -> Draws:
-    """Draws of several groups of rows as one."""
-    sites = {name: torch.cat([p.sites[name] for p in parts], 1) for name in parts[0].sites}
-    log_lik, log_prior, log_q, log_weight = (torch.cat([getattr(p, name) for p in parts], 1) for name in DENSITIES)
-    return Draws(torch.cat([p.z for p in parts], 1), sites, log_lik, log_prior, log_q, log_weight)
+def joined(parts: list[Draws], along: int, rows: slice = slice(None)) -> Draws:
+    """Draws of several groups of draws (along 0) or rows (along 1) as one, or some rows of it."""
+
+    def cat(values: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(values), along)[:, rows]
+
+    sites = {name: cat(p.sites[name] for p in parts) for name in parts[0].sites}
+    log_lik, log_prior, log_q, log_weight = (cat(getattr(p, name) for p in parts) for name in DENSITIES)
+    observed = [p.observed for p in parts if p.observed is not None]
+    return Draws(
+        cat(p.z for p in parts), sites, log_lik, log_prior, log_q, log_weight, cat(observed) if observed else None
+    )
 
 
 def each_block(
-    vae: Any, data: Any, num_draws: int, seed: int, read: Callable[[Draws], T], observe: Observe | None = None
+    vae: Any, x: Tensor, num_draws: int, seed: int, read: Callable[[Draws], T], observe: Observe | None = None
 ) -> list[T]:
     """`read` the draws of some rows at a time, so that memory holds one block of them only.
 
     Args:
+        x: encoded rows (n, d).
         observe: a function of the likelihood's site, (S, n, ...); what it gives is in `Draws.observed`.
 
     Returns: what `read` gave, block by block, in the order of the rows.
     """
     num_draws = whole("num_draws", num_draws)
-    x = vae.batch(data).x
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         check(vae, x)
         return [read(block) for block in row_blocks(vae, x, num_draws, seed, observe)]
@@ -117,7 +124,7 @@ def row_blocks(
         keys = row_keys(block, seed)
         firsts = range(0, num_draws, chunk)
         parts = [_draws(vae, block, keys, min(chunk, num_draws - f), f, jacobian, observe, strict) for f in firsts]
-        yield _stacked(parts, stop - start)
+        yield joined(parts, 0, slice(stop - start))
 
 
 def _draws(
@@ -143,18 +150,6 @@ def _draws(
         log_lik + log_prior - log_q,
         observe(observed) if observe else None,
     )
-
-
-def _stacked(parts: list[Draws], n: int) -> Draws:
-    """Parts of the draws of one block of rows as one, without the rows that filled it up."""
-
-    def stack(values: Any) -> Tensor:
-        return torch.cat(list(values), 0)[:, :n]
-
-    sites = {name: stack(p.sites[name] for p in parts) for name in parts[0].sites}
-    log_lik, log_prior, log_q, log_weight = (stack(getattr(p, name) for p in parts) for name in DENSITIES)
-    observed = None if parts[0].observed is None else stack(p.observed for p in parts)
-    return Draws(stack(p.z for p in parts), sites, log_lik, log_prior, log_q, log_weight, observed)
 
 
 def traces(
@@ -204,9 +199,9 @@ class Facts(NamedTuple):
     proper: bool
 
 
-def facts(vae: Any, data: Any) -> Facts:
-    """Look at the distributions that the programs use."""
-    x = vae.batch(data).x[:2]
+def facts(vae: Any, x: Tensor) -> Facts:
+    """Look at the distributions that the programs use for encoded rows x (n, d)."""
+    x = x[:2]
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
         guide, model = traces(vae, x, row_keys(x, 0), 1)
     return Facts(
@@ -226,8 +221,7 @@ def check(vae: Any, x: Tensor, strict: bool = True) -> None:
     except PplVaeError:
         raise
     except Exception as error:  # whatever a user's program may raise
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__  # Pyro appends a page of shapes
-        raise ProgramError(f"model or guide failed on rows of {x.shape[1]} columns: {first}") from error
+        raise ProgramError(f"model or guide failed on rows of {x.shape[1]} columns: {first_line(error)}") from error
     for name, shape in shapes.items():
         if shape != (TRIAL, len(x[:2])):
             raise ProgramError(
@@ -248,20 +242,16 @@ def check(vae: Any, x: Tensor, strict: bool = True) -> None:
     constraint = torch.distributions.constraints
     if constraint.is_dependent(type(family).support) or family.support is constraint.real or family.event_dim:
         return  # depends on the parameters, or on a row as a whole
-    wrong = ~family.support.check(x)
+    expected = f"{_describe(family.support)}, the support of the likelihood {type(family).__name__}"
+    refuse_first(vae, x, ~family.support.check(x), expected + (GREY if isinstance(family, dist.Bernoulli) else ""))
+
+
+def refuse_first(vae: Any, x: Tensor, wrong: Tensor, expected: str) -> None:
+    """Raise a `DataError` that names the first cell of x (n, d) at fault, if any is."""
     if wrong.any():
         row, column = wrong.nonzero()[0].tolist()
-        raise DataError(
-            f"column {column_name(vae, column)!r}: got {x[row, column].item():.6g} in row {row}, "
-            f"expected {_describe(family.support)}, "
-            f"the support of the likelihood {type(family).__name__}"
-            + (GREY if isinstance(family, dist.Bernoulli) else "")
-        )
-
-
-def column_name(vae: Any, column: int) -> str:
-    """What the data call a column."""
-    return f"x{column}" if vae.schema is None else vae.schema.names[column]
+        name = f"x{column}" if vae.schema is None else vae.schema.names[column]
+        raise DataError(f"column {name!r}: got {x[row, column].item():.6g} in row {row}, expected {expected}")
 
 
 TRIAL = 64

@@ -130,7 +130,7 @@ class Keyed(Messenger):
         if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
         fn = msg["fn"]
-        msg["value"] = draw(fn, lambda: self._noise(msg["name"], msg))
+        msg["value"] = draw(fn, lambda: self._noise(msg))
         if msg["value"] is None and self.strict:
             raise ProgramError(
                 f"site {msg['name']!r}: {base(fn).__class__.__name__} has no rule that makes a draw from keyed noise; "
@@ -153,8 +153,8 @@ class Keyed(Messenger):
         if msg["value"] is not None:
             msg["value"] = msg["value"].detach()
 
-    def _noise(self, name: str, msg: Any) -> Tensor:
-        batch, event = msg["fn"].batch_shape, msg["fn"].event_shape
+    def _noise(self, msg: Any) -> Tensor:
+        name, batch, event = msg["name"], msg["fn"].batch_shape, msg["fn"].event_shape
         salted = mix(self.keys + crc32(name.encode()))
         if any(frame.name == "data" for frame in msg["cond_indep_stack"]):
             rows = batch[-1]

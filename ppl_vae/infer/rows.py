@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import DataError
-from ppl_vae.infer.draws import check, column_name
+from ppl_vae.infer.draws import check, refuse_first
 from ppl_vae.infer.noise import step_keys
 
 
@@ -38,14 +37,14 @@ class Rows:
         self.x, self.pixels = x, pixels
         self.noise = torch.Generator(device=x.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
         if pixels is not as_they_are:
-            check_grey(vae, x)
+            refuse_first(vae, x, ~((x >= 0) & (x <= 1)), "values in [0, 1] to binarize")
         check(vae, pixels(x, self.noise), strict=False)
         order = self._permutation(len(x))
         held_out = min(ceil(valid * len(x)), len(x) - 1)
         self.train = order[held_out:]
         self.valid = pixels(x[order[:held_out]], self.noise)
         if start:  # the split of the first fit, orders and pixels of its own
-            self.noise.manual_seed(int(step_keys(torch.tensor([0]), seed, int(start))) & 0x7FFFFFFFFFFFFFFF)
+            self.noise.manual_seed(int(step_keys(torch.tensor([0]), seed, start)) & 0x7FFFFFFFFFFFFFFF)
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Row numbers (b,) and rows (b, d), each training row once."""
@@ -54,14 +53,3 @@ class Rows:
 
     def _permutation(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self.noise, device=self.x.device)
-
-
-def check_grey(vae: Any, x: Tensor) -> None:
-    """Refuse to binarise values that are no probabilities."""
-    wrong = ~((x >= 0) & (x <= 1))
-    if wrong.any():
-        row, column = wrong.nonzero()[0].tolist()
-        raise DataError(
-            f"column {column_name(vae, column)!r}: got {x[row, column]:.6g} in row {row}, "
-            "expected values in [0, 1] to binarize"
-        )

@@ -11,7 +11,7 @@ from pyro.infer import SVI
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, number, whole
+from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
 from ppl_vae.infer.draws import in_mode, row_blocks
 from ppl_vae.infer.handlers import LatentScale, Tally
 from ppl_vae.infer.history import History
@@ -203,8 +203,8 @@ class Step:
         except PplVaeError:
             raise
         except Exception as error:  # whatever an objective raises on programs that are not made for it
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ProgramError(f"step {self.number}: the objective failed on this model and guide: {first}") from error
+            text = f"step {self.number}: the objective failed on this model and guide: {first_line(error)}"
+            raise ProgramError(text) from error
 
     def _error(self, tally: Tally, numbers: Tensor, history: History) -> NonFiniteError:
         """Says where the loss or gradient stopped being finite; the parameters have not moved."""

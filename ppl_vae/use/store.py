@@ -43,6 +43,12 @@ def _ppca(recipe: dict[str, Any], schema: Schema) -> VAE:
 RECIPES: dict[str, Callable[[dict[str, Any], Schema], VAE]] = {"build": _build, "pca": _pca, "ppca": _ppca}
 
 
+def _made(recipe: dict[str, Any], schema: Schema) -> VAE:
+    """The model of a recipe without values: no memory and no random numbers until its weights are known to fit."""
+    with torch.device("meta"):
+        return RECIPES[recipe["kind"]]({k: v for k, v in recipe.items() if k != "kind"}, schema)
+
+
 def save(vae: VAE, path: str | PathLike) -> None:
     """Write a model that `build` made by names, a `PCA` or a `PPCA` to a folder; equal models give equal bytes.
 
@@ -68,15 +74,16 @@ def save(vae: VAE, path: str | PathLike) -> None:
     recipe, schema = _recipe(vae)
     state = {name: value.detach().cpu().contiguous().clone() for name, value in vae.state_dict().items()}
     weights = safetensors.torch.save(state)
+    sha256 = digest(weights)
     content = {
         "format_version": FORMAT_VERSION,
         "versions": _versions(),
         "recipe": recipe,
         "schema": schema.to_dict(),
         "dtype": _dtype(state),
-        "weights": {"sha256": digest(weights), "size": len(weights)},
+        "weights": {"sha256": sha256, "size": len(weights)},
     }
-    name = _weights_name(digest(weights))
+    name = _weights_name(sha256)
     text = to_json({**content, "sha256": digest(to_json(content).encode())})
     try:
         # the weights' name holds their digest, so that the old model stays whole until model.json is replaced
@@ -108,9 +115,7 @@ def load(path: str | PathLike) -> VAE:
     try:
         schema = _schema(content["schema"])
         recipe = dict(content["recipe"])
-        # no memory and no random numbers until the weights are known to fit
-        with torch.device("meta"):
-            vae = RECIPES[recipe["kind"]]({k: v for k, v in recipe.items() if k != "kind"}, schema)
+        vae = _made(recipe, schema)
         if vae.recipe is None or to_json(vae.recipe) != to_json(recipe):
             raise ValueError(f"got the recipe {recipe!r:.300}, expected names and numbers that `build` knows")
         vae.load_state_dict(state, strict=True, assign=True)
@@ -129,8 +134,7 @@ def _recipe(vae: Any) -> tuple[dict[str, Any], Schema]:
             f"save: got a {type(vae).__name__} without a recipe, expected a model that build() made by names, or a "
             "fitted PCA or PPCA; of a model made from your own objects save the state_dict() and your code"
         )
-    with torch.device("meta"):
-        again = RECIPES[recipe["kind"]]({k: v for k, v in recipe.items() if k != "kind"}, schema)
+    again = _made(recipe, schema)
     shapes = [{name: value.shape for name, value in m.state_dict().items()} for m in (vae, again)]
     if shapes[0] != shapes[1] or str(vae) != str(again):
         raise OptionError(
