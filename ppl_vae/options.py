@@ -10,15 +10,19 @@ class ModelOptions:
     Attributes:
         latent: number of latent dimensions k.
         hidden: widths of the hidden layers, as [128] or [256,64]; [] makes a linear net.
-        likelihood: normal | bernoulli | continuous_bernoulli.
-        prior: standard_normal | flat.
-        posterior: mean_field | delta.
+        likelihood: a name for all columns, as normal, student_t, bernoulli, poisson; or infer: each column by its type.
+        prior: standard_normal | normal | mixture | vamp | flow | laplace | student_t | ... (see the README).
+        posterior: mean_field | low_rank | full_rank | iaf | spline_flow | mixture | delta | ... (see the README).
         nets: mlp | cnn.
         activation: tanh | relu | silu | elu | softplus.
         scale: of the normal likelihood: row | feature | shared | a number (encoded units).
         scale_link: softplus | log_variance.
         scale_floor: smallest scale of the normal likelihood, in encoded units.
-        standardize: feature | center | none (normal likelihood only).
+        standardize: feature | center | none (real columns only).
+        nullable: true, or columns in which cells may be missing.
+        covariates: columns that are given instead of modelled.
+        group: column of groups, for prior hierarchical.
+        label: column of classes, known on some rows.
         seed: of the initial weights.
     """
 
@@ -33,6 +37,10 @@ class ModelOptions:
     scale_link: str = "softplus"
     scale_floor: float = 1e-3
     standardize: str = "feature"
+    nullable: bool | tuple[str, ...] = False
+    covariates: tuple[str, ...] = ()
+    group: str | None = None
+    label: str | None = None
     seed: int = 0
 
 
@@ -41,7 +49,7 @@ class FitOptions:
     """What `fit` takes by name.
 
     Attributes:
-        objective: elbo | analytic_kl | iwae | score_function.
+        objective: elbo | analytic_kl | iwae | score_function | enumerate | relaxation.
         particles: Monte Carlo draws a row and step (K for iwae).
         epochs: passes over the training rows.
         batch_size: rows a step.

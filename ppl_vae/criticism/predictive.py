@@ -11,6 +11,8 @@ from torch import Tensor
 from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer.draws import each_block, in_mode, likelihood_mean
 from ppl_vae.infer.scope import isolated
+from ppl_vae.model.mixed import expected
+from ppl_vae.model.vae import call
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,11 @@ class Simulated:
     z: np.ndarray
 
 
-def generate(vae: Any, n: int, seed: int = 0) -> Simulated:
+def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
     """Draw n rows from the model: z from the prior, x from p(x|z).
+
+    Args:
+        given: n rows with the columns that the model is given (covariates, group), where it has any.
 
     Example:
         >>> from ppl_vae.model.linear import PPCA
@@ -37,7 +42,7 @@ def generate(vae: Any, n: int, seed: int = 0) -> Simulated:
     n = whole("n", n)
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         try:
-            sites = poutine.trace(vae.model).get_trace(n=n).nodes
+            sites = poutine.trace(vae.model).get_trace(n=n, **_given(vae, given, n)).nodes
         except NotImplementedError as error:
             raise OptionError(
                 "generate: got an improper prior, which cannot be sampled; expected a proper one"
@@ -45,8 +50,11 @@ def generate(vae: Any, n: int, seed: int = 0) -> Simulated:
     return Simulated(_own(vae, sites["x"]["value"]), sites["z"]["value"].cpu().numpy())
 
 
-def encode(vae: Any, data: Any) -> np.ndarray:
+def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarray:
     """Posterior means E_q[z|x], (n, k).
+
+    Args:
+        num_draws: of a posterior without a mean in closed form, such as a flow's, the mean is that of so many draws.
 
     Example:
         >>> from ppl_vae.model.linear import PCA
@@ -54,26 +62,51 @@ def encode(vae: Any, data: Any) -> np.ndarray:
         >>> encode(PCA(2).fit(x), x).shape
         (50, 2)
     """
-    x = vae.batch(data).x
-    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
-        q = vae.encoder(x)
+    batch = vae.batch(data)
+    args, given = batch.arguments()
+    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        sites = poutine.trace(vae.guide).get_trace(*args, **given).nodes
         try:
-            return q.mean.cpu().numpy()
-        except NotImplementedError as error:
-            raise OptionError(
-                f"encode: got a posterior {type(q).__name__}, which has no mean; expected draws(...).z"
-            ) from error
+            alone = not any(s["type"] == "sample" and not s["is_observed"] for n, s in sites.items() if n not in ("z", "data"))
+            mean = sites["z"]["fn"].mean if alone else None
+        except NotImplementedError:
+            mean = None
+    if mean is None:
+        mean = torch.cat(each_block(vae, batch, num_draws, seed, lambda block: block.z.mean(0)))
+    return mean.cpu().numpy()
 
 
-def decode(vae: Any, z: Any) -> Any:
-    """E[x|z] for codes z (n, k), of the data's own type and units."""
+def classify(vae: Any, data: Any) -> Any:
+    """Probabilities q(y|x) of the classes of a model with a label, (n, classes); labels in the data are not looked at.
+
+    Returns: a data frame whose columns are the classes.
+    """
+    import pandas as pd
+
+    if getattr(vae, "classes", None) is None:
+        raise OptionError("classify: got a model without classes, expected one built with label=...")
+    batch = vae.batch(data)
+    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+        probabilities = vae.classes.classify(batch.x, batch.mask, batch.c).softmax(-1)
+    return pd.DataFrame(probabilities.cpu().numpy(), columns=list(vae.schema.label.levels))
+
+
+def decode(vae: Any, z: Any, given: Any = None) -> Any:
+    """E[x|z] for codes z (n, k), of the data's own type and units; of a categorical column the most probable level.
+
+    Args:
+        given: n rows with the columns that the model is given, where it has any.
+    """
     like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
         codes = torch.as_tensor(np.asarray(z, dtype=float)).to(like)
         if codes.dim() != 2:
             raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k)")
+        further = _given(vae, given, len(codes))
+        if getattr(vae, "classes", None) is not None:
+            further["y"] = vae.classes.prior().probs.expand(len(codes), -1)
         try:
-            x = vae.decoder(codes).mean
+            x = expected(call(vae.decoder, codes, **further))
         except RuntimeError as error:
             raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k): {error}") from error
         return _own(vae, x)
@@ -90,12 +123,29 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
         return block.observed.mean(0)
 
     if num_draws is None:
-        rebuilt = decode(vae, encode(vae, data))
-    else:
-        rebuilt = _own(vae, torch.cat(each_block(vae, vae.batch(data).x, num_draws, seed, average, likelihood_mean)))
-    if type(rebuilt) is type(data) and hasattr(data, "iloc"):
-        rebuilt.index = data.index  # pandas aligns by it
-    return rebuilt
+        return _like(decode(vae, encode(vae, data), data), data)
+    if vae.schema is not None and (column := _coded(vae.schema)):
+        raise OptionError(f"num_draws: got {num_draws} with the column {column!r}, whose codes have no average")
+    return _like(_own(vae, torch.cat(each_block(vae, vae.batch(data), num_draws, seed, average, likelihood_mean))), data)
+
+
+def predict(vae: Any, data: Any, at: dict[str, Any]) -> Any:
+    """E[x|z, c'] for every row with covariates changed: z from the row as it is, decoded at another c.
+
+    A prediction for rows of that kind. It is a counterfactual (what this row would have been) only if c is not itself
+    affected by z or x, nothing unmeasured moves both c and x, z keeps its meaning across c, and the decoder is right
+    where such z and c were seldom seen together.
+
+    Args:
+        at: {covariate: one value, or n of them}.
+    """
+    schema = vae.schema.covariates if vae.schema is not None else None
+    if schema is None:
+        raise OptionError("predict: got a model without covariates, expected one built with covariates=...")
+    if unknown := sorted(at.keys() - set(schema.names)):
+        raise OptionError(f"at: got {unknown}, expected covariates among {list(schema.names)}")
+    frame = pandas_frame(data)
+    return _like(decode(vae, encode(vae, data), frame.assign(**at)), data)
 
 
 def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10) -> Any:
@@ -138,6 +188,30 @@ def manifold(vae: Any, side: int = 20) -> Any:
         return decode(vae, np.stack(np.meshgrid(quantiles, -quantiles), -1).reshape(-1, 2))
     except OptionError as error:
         raise OptionError("manifold: got a model of other than two latent dimensions, expected latent=2") from error
+
+
+def _given(vae: Any, given: Any, n: int) -> dict[str, Any]:
+    """Covariates and groups of n rows, as the programs want them."""
+    schema = vae.schema
+    if schema is None or (schema.covariates is None and schema.group is None):
+        return {}
+    if given is None:
+        named = [*(schema.covariates.names if schema.covariates else ()), *([schema.group.name] if schema.group else ())]
+        raise OptionError(f"given: got nothing, expected {n} rows with the columns {named} that the model is given")
+    like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
+    return schema.given(given, n, dtype=like.dtype, device=like.device)
+
+
+def _coded(schema: Any) -> str | None:
+    """The first column whose codes have no mean."""
+    coded = ("categorical", "ordinal", "angle")
+    return next((name for name, kind in zip(schema.names, schema.types or ()) if kind in coded), None)
+
+
+def _like(rows: Any, data: Any) -> Any:
+    if type(rows) is type(data) and hasattr(data, "iloc"):
+        rows.index = data.index  # pandas aligns by it
+    return rows
 
 
 def _own(vae: Any, x: Tensor) -> Any:

@@ -138,7 +138,8 @@ def score(
     """Score every row; higher = more normal.
 
     A score is a function of its row, the model and the seed alone: bit-equal when asked again, equal to float32 rounding
-    whatever other rows come along.
+    whatever other rows come along. Of a row with missing cells it is the score of the cells that were observed, and lower
+    or higher for being of fewer cells.
 
     Args:
         vae: a model with its guide; also an autoencoder or a PCA.
@@ -167,13 +168,15 @@ def score(
     how = choose("scoring", scoring, SCORES)
     if per_feature and how.weighs:
         raise OptionError(f"per_feature: got scoring={scoring!r}, whose KL term has no parts by feature")
-    x = vae.batch(data).x
-    known = facts(vae, x)
+    batch = vae.batch(data)
+    known = facts(vae, batch)
     if how.weighs and (known.point or not known.proper):
         what = "an improper prior" if not known.proper else "a point posterior"
         raise OptionError(
             f"scoring: got {scoring!r} for {what}, where it bounds nothing; expected a score of log p(x|z)"
         )
+    if not how.density and (column := _without_error(vae)):
+        raise OptionError(f"scoring: got {scoring!r} with the column {column}, whose codes have no squared error")
     observe = how.per_feature if per_feature or how.read is observed else None
     if draws is not None:
         if observe is not None:
@@ -183,11 +186,19 @@ def score(
         parts = [_reduced(draws, how, per_feature)]
     else:
         num_draws = 1 if known.point else num_draws
-        parts = each_block(vae, x, num_draws, seed, lambda block: _reduced(block, how, per_feature), observe)
+        parts = each_block(vae, batch, num_draws, seed, lambda block: _reduced(block, how, per_feature), observe)
     values, errors, features = (np.concatenate(column) for column in zip(*parts))
-    if per_feature and how.density and vae.schema is not None and vae.schema.scale is not None:
-        features = features - np.log(vae.schema.scale)
+    if per_feature and how.density and vae.schema is not None:
+        jacobian = np.array(vae.schema.log_jacobians)
+        features = features + (jacobian if batch.mask is None else np.where(batch.mask.cpu().numpy(), jacobian, 0.0))
     return Scores(values, np.zeros_like(values) if known.point else errors, scoring, features if per_feature else None)
+
+
+def _without_error(vae: Any) -> str | None:
+    """The first column whose difference to its mean means nothing."""
+    types = vae.schema.types if vae.schema is not None else None
+    named = zip(vae.schema.names, types) if types else ()
+    return next((f"{name!r} ({kind})" for name, kind in named if kind in ("categorical", "ordinal", "angle")), None)
 
 
 def _reduced(block: Draws, how: Score, per_feature: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

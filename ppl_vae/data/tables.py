@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,24 @@ from ppl_vae.errors import DataError, MissingFileError, PplVaeError
 
 ACCEPTED = (
     "a NumPy array, a torch tensor, a pandas or polars DataFrame, a pyarrow table, "
-    "a path to .npy, .npz, .csv or .parquet, or an object whose .x is one of these"
+    "a path to .npy, .npz, .csv, .csv.gz or .parquet, or an object whose .x is one of these"
 )
 FRAMES = ("pandas", "polars", "pyarrow")
+
+
+class Column(NamedTuple):
+    """What a column was before it became numbers.
+
+    Attributes:
+        kind: float | integer | boolean, which are numbers, or text | categorical | ordered, which have levels.
+        dtype: the data's own name of its type, for messages.
+        levels: text, numbers or truth values, which the values count from 0: the categories in their own order, or the
+            distinct texts, sorted; () where every value is missing. None for numbers.
+    """
+
+    kind: str
+    dtype: str
+    levels: tuple[Any, ...] | None = None
 
 
 class Table(NamedTuple):
@@ -24,15 +39,25 @@ class Table(NamedTuple):
 
     Attributes:
         values: (n, d), float32 or float64, in the data's own units; NaN where missing; may share the data's memory.
+            A column that is not numbers holds the codes 0, 1, ... of its levels.
         names: the d column names; those of an array are x0, x1, ....
         kind: numpy | torch | pandas | polars | pyarrow.
         shape: the event shape of one row, e.g. (28, 28); its product is d.
+        columns: the d columns' own types.
     """
 
     values: np.ndarray
     names: tuple[str, ...]
     kind: str
     shape: tuple[int, ...]
+    columns: tuple[Column, ...]
+
+    def take(self, places: list[int]) -> "Table":
+        """The table of these columns, in this order; without a copy if they are all there as they stand."""
+        if places == list(range(len(self.names))):
+            return self
+        names, columns = tuple(self.names[j] for j in places), tuple(self.columns[j] for j in places)
+        return Table(self.values[:, places], names, self.kind, (len(places),), columns)
 
 
 def read(data: Any) -> Table:
@@ -40,14 +65,15 @@ def read(data: Any) -> Table:
 
     Args:
         data: a NumPy array or torch tensor (n, ...), a pandas or polars DataFrame, a pyarrow table, a path to a .npy,
-            .npz, .csv or .parquet file, or an object whose `.x` is one of these (and whose `.schema`, if any, names
-            the columns of an array).
+            .npz, .csv, .csv.gz or .parquet file, or an object whose `.x` is one of these (and whose `.schema`, if any,
+            names the columns of an array). Columns of a frame may be numbers, truth values, text or categories.
 
     Returns:
         A `Table`; float32 and float64 arrays are kept as they are, without a copy.
 
     Raises:
-        DataError: another type, no rows or columns, a column that is not numbers, two columns of one name, a bad file.
+        DataError: another type, no rows or columns, a column of dates or other objects, an array that is not numbers,
+            two columns of one name, a bad file.
         MissingFileError: the path does not exist.
     """
     if isinstance(data, np.ndarray):
@@ -61,6 +87,38 @@ def read(data: Any) -> Table:
     if hasattr(data, "x"):
         return _read_holder(data)
     raise DataError(f"data: got {type(data).__name__}, expected {ACCEPTED}")
+
+
+def read_csv(path: str | os.PathLike[str], *, missing: Sequence[str] = (), names: Sequence[str] | None = None) -> Any:
+    """Read a CSV file, packed by gzip or not, as a pandas DataFrame; blanks before a value are dropped.
+
+    Args:
+        path: ends in .csv or .csv.gz.
+        missing: texts that stand for a missing value, besides those of pandas (an empty cell, NA, NaN, ...).
+        names: the column names of a file that has none in its first line.
+
+    Returns:
+        The frame: numbers where all of a column are, else text; NaN where missing.
+
+    Raises:
+        DataError: not a CSV file, or lines with more fields than columns.
+        MissingFileError: the path does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = (path := Path(folder) / "adult.csv").write_text("39, State-gov\\n54, ?\\n")
+        ...     read_csv(path, missing=["?"], names=["age", "work"])
+           age       work
+        0   39  State-gov
+        1   54        NaN
+    """
+    header = {} if names is None else {"names": list(names), "header": None}
+
+    def reader(path: Path) -> Any:
+        return _csv(path, skipinitialspace=True, na_values=list(missing), **header)
+
+    return _open(Path(path), {".csv": reader, ".csv.gz": reader})
 
 
 def like(values: np.ndarray, kind: str, names: tuple[str, ...], shape: tuple[int, ...]) -> Any:
@@ -92,6 +150,32 @@ def like(values: np.ndarray, kind: str, names: tuple[str, ...], shape: tuple[int
     return torch.from_numpy(np.require(rows, requirements=["C", "W"])) if kind == "torch" else rows
 
 
+def frame_like(columns: dict[str, Any], kind: str) -> Any:
+    """Turn columns of one length into the kind of frame that `read` found.
+
+    Args:
+        columns: a NumPy array or pandas array by name.
+        kind: pandas | polars | pyarrow; in the last two what pandas counts as missing becomes null.
+
+    Returns:
+        The frame; an ordered pandas Categorical becomes a polars Enum or an ordered pyarrow dictionary.
+    """
+    import pandas as pd
+
+    if kind == "pandas":
+        return pd.DataFrame(columns)
+    import pyarrow as pa
+
+    table = pa.table({name: pa.array(column, from_pandas=True) for name, column in columns.items()})
+    if kind == "pyarrow":
+        return table
+    import polars as pl
+
+    ordered = {name: c.dtype.categories for name, c in columns.items() if getattr(c, "ordered", False)}
+    enums = [pl.col(name).cast(pl.String).cast(pl.Enum(levels)) for name, levels in ordered.items()]
+    return pl.DataFrame(pl.from_arrow(table)).with_columns(enums)
+
+
 # ---- arrays and tensors
 
 
@@ -104,7 +188,11 @@ def _read_array(array: np.ndarray, kind: str) -> Table:
     if isinstance(array, np.ma.MaskedArray):  # np.asarray would bring the hidden values back
         array = np.ma.filled(array.astype(_dtype(array.reshape(len(array), -1), names)), np.nan)
     rows = np.asarray(array).reshape(len(array), -1)
-    return Table(np.asarray(rows, dtype=_dtype(rows, names)), names, kind, shape)
+    column = Column(_NUMBERS.get(rows.dtype.kind, "float"), str(rows.dtype))
+    return Table(np.asarray(rows, dtype=_dtype(rows, names)), names, kind, shape, (column,) * len(names))
+
+
+_NUMBERS = {"b": "boolean", "i": "integer", "u": "integer"}
 
 
 def _read_tensor(tensor: torch.Tensor) -> Table:
@@ -150,13 +238,68 @@ def _read_frame(data: Any, kind: str) -> Table:
     if kind == "pandas" and list(data.columns) != list(names):
         data = data.set_axis(list(names), axis=1)
     frame = nw.from_native(data, eager_only=True)
-    for name, dtype in frame.schema.items():
-        if not (dtype.is_numeric() or dtype == nw.Boolean):
-            missing = frame[name].is_null().to_list()  # each library spells a missing value its own way
-            raise _not_numbers(name, [None if m else v for v, m in zip(frame[name].to_list(), missing)], dtype)
+    numeric = [name for name, dtype in frame.schema.items() if dtype.is_numeric() or dtype == nw.Boolean]
+    coded = {name: _codes(name, frame[name], data, kind) for name in names if name not in set(numeric)}
     small = {nw.Float32, nw.Float16, nw.Boolean, nw.UInt8}
-    target = np.float32 if all(dtype in small for dtype in frame.schema.values()) else np.float64
-    return Table(_frame_values(frame, data, kind, target), names, kind, (len(names),))
+    target = np.float32 if all(frame.schema[name] in small for name in numeric) else np.float64
+    columns = tuple(coded[name][1] if name in coded else _numbers(frame.schema[name]) for name in names)
+    if not coded:
+        return Table(_frame_values(frame, data, kind, target), names, kind, (len(names),), columns)
+    values = np.empty((len(frame), len(names)), target)
+    if numeric:
+        part = frame.select(numeric)
+        values[:, [names.index(name) for name in numeric]] = _frame_values(part, part.to_native(), kind, target)
+    for name, (codes, _) in coded.items():
+        values[:, names.index(name)] = codes
+    return Table(values, names, kind, (len(names),), columns)
+
+
+def _numbers(dtype: Any) -> Column:
+    kind = "integer" if dtype.is_integer() else "float" if dtype.is_numeric() else "boolean"
+    return Column(kind, str(dtype))
+
+
+def _codes(name: str, series: Any, data: Any, kind: str) -> tuple[np.ndarray, Column]:
+    """The codes (n,) of a column that is not numbers, NaN where missing, and its levels."""
+    import narwhals as nw
+    import pandas as pd
+
+    dtype = series.dtype
+    # narwhals would turn a pyarrow dictionary into plain text, and so lose the order of its levels
+    own = data.column(name).to_pandas() if kind == "pyarrow" else series.to_pandas()
+    if isinstance(own.dtype, pd.CategoricalDtype):
+        codes, distinct = own.cat.codes.to_numpy(), own.cat.categories
+        sort = "ordered" if own.cat.ordered or dtype == nw.Enum else "categorical"
+    elif dtype in (nw.String, nw.Object, nw.Unknown):
+        try:
+            codes, distinct = pd.factorize(own)
+        except TypeError:  # lists and their like have no hash
+            raise _not_numbers(name, series.to_list(), dtype) from None
+        sort = "text"
+    else:  # each library spells a missing value its own way
+        raise _not_numbers(name, [None if m else v for v, m in zip(series.to_list(), series.is_null())], dtype)
+    levels = [level.item() if isinstance(level, np.generic) else level for level in distinct.tolist()]
+    if odd := [level for level in levels if not isinstance(level, str | bool | int | float)]:
+        row = int((codes == levels.index(odd[0])).argmax())
+        raise DataError(
+            f"column {name!r}: got {odd[0]!r} in row {row} (dtype {dtype}), expected numbers, truth values or text"
+        )
+    if sort == "text" or (kind == "polars" and dtype == nw.Categorical):  # whose categories are the whole session's
+        codes, levels = _sorted(codes, levels)
+    if levels and sort == "text" and not any(isinstance(level, str) for level in levels):  # numbers kept as objects
+        kinds = {bool: "boolean", int: "integer", float: "float"}
+        number = max((kinds[type(level)] for level in levels), key=["boolean", "integer", "float"].index)
+        return np.asarray([*map(float, levels), np.nan])[codes], Column(number, str(dtype))
+    return np.where(codes < 0, np.nan, codes), Column(sort, str(dtype), tuple(levels))
+
+
+def _sorted(codes: np.ndarray, levels: list[Any]) -> tuple[np.ndarray, list[Any]]:
+    """The same column with its levels sorted, and without those that it does not have."""
+    used = np.unique(codes[codes >= 0])
+    order = sorted(used.tolist(), key=lambda code: (type(levels[code]).__name__, levels[code]))
+    place = np.full(len(levels) + 1, -1)  # the last is for the code -1 of a missing value
+    place[order] = np.arange(len(order))
+    return place[codes], [levels[code] for code in order]
 
 
 def _frame_values(frame: Any, data: Any, kind: str, target: type[np.floating]) -> np.ndarray:
@@ -175,17 +318,22 @@ def _frame_values(frame: Any, data: Any, kind: str, target: type[np.floating]) -
 
 
 def _read_path(path: Path) -> Table:
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"file {path}: got ending {path.suffix!r}, expected one of {', '.join(_READERS)}")
+    return _open(path, _READERS, read)
+
+
+def _open(path: Path, readers: Mapping[str, Callable[[Path], Any]], use: Callable = lambda data: data) -> Any:
+    """What `use` makes of a file's content; whatever goes wrong names the file."""
+    ending = next((ending for ending in readers if path.name.lower().endswith(ending)), None)
+    if ending is None:
+        raise DataError(f"file {path}: got ending {path.suffix!r}, expected one of {', '.join(readers)}")
     if not path.exists():
-        raise MissingFileError(f"file {path}: got nothing there, expected a {path.suffix} file")
+        raise MissingFileError(f"file {path}: got nothing there, expected a {ending} file")
     try:
-        return read(reader(path))
+        return use(readers[ending](path))
     except PplVaeError as error:
         raise DataError(f"file {path}: {error}") from None
     except Exception as error:  # each reader has a dozen of its own; the user needs the file and the reason
-        raise DataError(f"file {path}: cannot be read as {path.suffix} ({type(error).__name__}: {error})") from None
+        raise DataError(f"file {path}: cannot be read as {ending} ({type(error).__name__}: {error})") from None
 
 
 def _npy(path: Path) -> np.ndarray:
@@ -206,13 +354,14 @@ def _npz(path: Path) -> np.ndarray:
         return tables[0]
 
 
-def _csv(path: Path) -> Any:
+def _csv(path: Path, **options: Any) -> Any:
     import pandas as pd
 
+    options["compression"] = "gzip" if path.suffix.lower() == ".gz" else None
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas drops fields that the header does not name
         with path.open("rb") as file:
-            return pd.read_csv(file, index_col=False, low_memory=False)
+            return pd.read_csv(file, index_col=False, low_memory=False, **options)
 
 
 def _parquet(path: Path) -> Any:
@@ -221,7 +370,7 @@ def _parquet(path: Path) -> Any:
     return pq.read_table(path).to_pandas()
 
 
-_READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet}
+_READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet, ".csv.gz": _csv}
 
 
 # ---- objects that hold data
@@ -241,6 +390,25 @@ def _read_holder(data: Any) -> Table:
 def _check_not_empty(shape: tuple[int, ...]) -> None:
     if 0 in shape:
         raise DataError(f"data: got shape {tuple(shape)}, expected at least one row and one column")
+
+
+def check_numbers(table: Table, places: Iterable[int] | None = None, nullable: Iterable[str] = ()) -> None:
+    """Refuse columns that are not numbers; one without any value may pass as numbers where it is `nullable`.
+
+    Args:
+        table: as read.
+        places: numbers of the columns to check; by default all.
+        nullable: names of the columns that may miss values.
+
+    Raises:
+        DataError: names the column, and the value that shows best what it is.
+    """
+    for j in range(len(table.names)) if places is None else places:
+        name, column = table.names[j], table.columns[j]
+        if column.levels or (column.levels is not None and name not in nullable):
+            levels = (*column.levels, None)  # the last is for a missing value
+            codes = np.nan_to_num(table.values[:, j], nan=-1).astype(int)
+            raise _not_numbers(name, [levels[code] for code in codes.tolist()], column.dtype)
 
 
 def _offender(column: Iterable[Any]) -> tuple[int, Any] | None:

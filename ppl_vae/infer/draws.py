@@ -1,5 +1,6 @@
 """Draws of z for given rows, and every log density at them: computed once, read many times."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -11,9 +12,12 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_vae.data.schema import Batch
 from ppl_vae.errors import DataError, PplVaeError, ProgramError, first_line, whole
-from ppl_vae.infer.noise import Keyed, base, row_keys
+from ppl_vae.infer import noise
+from ppl_vae.infer.noise import Keyed, base
 from ppl_vae.infer.scope import isolated
+from ppl_vae.model.mixed import Columnwise, expected
 
 T = TypeVar("T")
 Observe = Callable[[Any], Tensor]
@@ -21,16 +25,18 @@ DENSITIES = ("log_lik", "log_prior", "log_q", "log_weight")
 
 
 class Draws(NamedTuple):
-    """S draws from q(z|x) for each of n rows; log densities in nats of the data in its own units.
+    """S draws from q(z|x) for each of n rows; log densities in nats of the data in its own units, per row.
 
     Attributes:
         z: (S, n, k).
-        sites: {name: (S, n, ...)} of every latent site.
-        log_lik: log p(x|z), (S, n) float64.
+        sites: {name: (S, n, ...)} of every latent site of the rows; for a site of the model that is summed out, such as a
+            mixture's component, the probabilities of its values given z and x, (S, n, values).
+        log_lik: log p(x|z), (S, n) float64; of the observed cells.
         log_prior: log p(z), (S, n) float64.
         log_q: log q(z|x), (S, n) float64.
         log_weight: log p(x, z) - log q(z|x), (S, n) float64.
         observed: what a function of the likelihood's site gave, (S, n, ...), else None.
+        shared: {name: (S, ...)} of sites that all rows share; the densities above are given these.
         stats: further facts of the method that drew them.
     """
 
@@ -41,6 +47,7 @@ class Draws(NamedTuple):
     log_q: Tensor
     log_weight: Tensor
     observed: Tensor | None = None
+    shared: dict[str, Tensor] = {}  # noqa: RUF012
     stats: dict[str, Any] = {}  # noqa: RUF012
 
 
@@ -64,7 +71,7 @@ def draws(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Draws:
         >>> bool(np.allclose(d.log_weight, ppca.log_prob(x), atol=1e-8))  # the guide is exact
         True
     """
-    return joined(each_block(vae, vae.batch(data).x, num_draws, seed, lambda block: block), 1)
+    return joined(each_block(vae, vae.batch(data), num_draws, seed, lambda block: block), 1)
 
 
 def joined(parts: list[Draws], along: int, rows: slice = slice(None)) -> Draws:
@@ -74,33 +81,41 @@ def joined(parts: list[Draws], along: int, rows: slice = slice(None)) -> Draws:
         return torch.cat(list(values), along)[:, rows]
 
     sites = {name: cat(p.sites[name] for p in parts) for name in parts[0].sites}
+    shared = {name: torch.cat([p.shared[name] for p in (parts if along == 0 else parts[:1])]) for name in parts[0].shared}
     log_lik, log_prior, log_q, log_weight = (cat(getattr(p, name) for p in parts) for name in DENSITIES)
     observed = [p.observed for p in parts if p.observed is not None]
     return Draws(
-        cat(p.z for p in parts), sites, log_lik, log_prior, log_q, log_weight, cat(observed) if observed else None
+        cat(p.z for p in parts),
+        sites,
+        log_lik,
+        log_prior,
+        log_q,
+        log_weight,
+        cat(observed) if observed else None,
+        shared,
     )
 
 
 def each_block(
-    vae: Any, x: Tensor, num_draws: int, seed: int, read: Callable[[Draws], T], observe: Observe | None = None
+    vae: Any, batch: Batch, num_draws: int, seed: int, read: Callable[[Draws], T], observe: Observe | None = None
 ) -> list[T]:
     """`read` the draws of some rows at a time, so that memory holds one block of them only.
 
     Args:
-        x: encoded rows (n, d).
+        batch: n encoded rows.
         observe: a function of the likelihood's site, (S, n, ...); what it gives is in `Draws.observed`.
 
     Returns: what `read` gave, block by block, in the order of the rows.
     """
     num_draws = whole("num_draws", num_draws)
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
-        check(vae, x)
-        return [read(block) for block in row_blocks(vae, x, num_draws, seed, observe)]
+        check(vae, batch)
+        return [read(block) for block in row_blocks(vae, batch, num_draws, seed, observe)]
 
 
 def row_blocks(
     vae: Any,
-    x: Tensor,
+    batch: Batch,
     num_draws: int,
     seed: int,
     observe: Observe | None = None,
@@ -108,66 +123,130 @@ def row_blocks(
     pad: bool = True,
     strict: bool = True,
 ) -> Iterator[Draws]:
-    """Draws for encoded rows x (n, d), to be called inside `isolated`.
+    """Draws for n encoded rows, to be called inside `isolated`.
 
     Every block has the same shape, the last one filled up: matrix products choose their kernel by the number of rows, and
     only then is a row's result independent of how many others come along.
     """
-    n, d = x.shape
+    n, d = batch.x.shape
     chunk = min(num_draws, 128)
     height = max(2, min(max(2**20 // d, 1024), 8192) // chunk)
-    jacobian = vae.schema.log_jacobian if vae.schema is not None else 0.0
+    jacobian = vae.schema.log_jacobians if vae.schema is not None else (0.0,) * d
     for start in range(0, n, height):
         stop = min(start + height, n)
-        where = torch.arange(start, start + height if pad else stop, device=x.device).clamp(max=n - 1)
-        block = x[where]
+        where = torch.arange(start, start + height if pad else stop, device=batch.x.device).clamp(max=n - 1)
+        block = batch.rows(where)
         keys = row_keys(block, seed)
         firsts = range(0, num_draws, chunk)
-        parts = [_draws(vae, block, keys, min(chunk, num_draws - f), f, jacobian, observe, strict) for f in firsts]
+        parts = [
+            _draws(vae, block, keys, shared_key(block.x, seed), min(chunk, num_draws - f), f, jacobian, observe, strict)
+            for f in firsts
+        ]
         yield joined(parts, 0, slice(stop - start))
 
 
 def _draws(
     vae: Any,
-    x: Tensor,
+    batch: Batch,
     keys: Tensor,
+    shared: Tensor,
     num_draws: int,
     first: int,
-    jacobian: float,
+    jacobian: tuple[float, ...],
     observe: Observe | None,
     strict: bool,
 ) -> Draws:
-    guide, model = traces(vae, x, keys, num_draws, first, strict)
+    guide, model = traces(vae, batch, keys, num_draws, first, strict, shared)
+    local = {name: site for name, site in guide.items() if is_local(site)}
     observed = model.pop("x")
-    log_q, log_prior = (torch.stack([_log_prob(s).double() for s in sites.values()]).sum(0) for sites in (guide, model))
-    log_lik = _log_prob(observed).double() + jacobian
+    prior = [site for site in model.values() if is_local(site) and not site["is_observed"]]
+    log_q = summed_out([_log_prob(site).double() for site in local.values()])
+    terms = [_log_prob(site).double() for site in prior]
+    log_prior, log_lik = summed_out(terms), _log_prob(observed).double()
+    sites = {name: site["value"] for name, site in local.items()}
+    if any(term.dim() > 2 for term in [*terms, log_lik]):  # a site of the model is summed out
+        joint = [*terms, log_lik]
+        sites |= {s["name"]: _probabilities(s, joint) for s in prior if s["infer"].get("_enumerate_dim") is not None}
+        log_lik = summed_out(joint) - log_prior
+    log_lik = log_lik + _jacobian(jacobian, batch)
     return Draws(
         guide["z"]["value"],
-        {name: site["value"] for name, site in guide.items()},
+        sites,
         log_lik,
         log_prior,
         log_q,
         log_lik + log_prior - log_q,
         observe(observed) if observe else None,
+        {name: site["value"] for name, site in guide.items() if name not in local},
     )
 
 
+def _jacobian(terms: tuple[float, ...], batch: Batch) -> Tensor | float:
+    """log |d encoded / d own| of the cells that were observed."""
+    if batch.mask is None:
+        return math.fsum(terms)
+    return torch.where(batch.mask, torch.tensor(terms, dtype=torch.float64, device=batch.x.device), 0.0).sum(1)
+
+
+def summed_out(terms: list[Tensor]) -> Tensor:
+    """The sum of log densities (..., S, n), with the enumerated dimensions to their left summed out."""
+    total = sum(terms, start=torch.zeros(()))
+    return total.flatten(0, -3).logsumexp(0) if total.dim() > 2 else total
+
+
+def _probabilities(site: Any, joint: list[Tensor]) -> Tensor:
+    """Of the values of an enumerated site, given all else: (S, n, values)."""
+    total, where = sum(joint, start=torch.zeros(())), site["infer"]["_enumerate_dim"]
+    total = total.movedim(where, -1)
+    return summed_out_last(total).softmax(-1)
+
+
+def summed_out_last(total: Tensor) -> Tensor:
+    """(..., S, n, values) to (S, n, values), the rest summed out."""
+    return total.flatten(0, -4).logsumexp(0) if total.dim() > 3 else total
+
+
+def row_keys(batch: Batch, seed: int) -> Tensor:
+    """Keys (n,) from all that is known of each row: what stands in a hole is not."""
+    x = batch.x if batch.mask is None else torch.where(batch.mask, batch.x, math.nan)
+    further = [t.to(x).view(len(x), -1) for t in (batch.c, batch.group, batch.label) if t is not None]
+    return noise.row_keys(torch.cat([x, *further], 1) if further else x, seed)
+
+
+def shared_key(x: Tensor, seed: int) -> Tensor:
+    """The key (1,) of sites that all rows share."""
+    return noise.step_keys(torch.zeros(1, dtype=torch.long, device=x.device), seed, 0)
+
+
 def traces(
-    vae: Any, x: Tensor, keys: Tensor, num_draws: int, first: int = 0, strict: bool = True
+    vae: Any,
+    batch: Batch,
+    keys: Tensor,
+    num_draws: int,
+    first: int = 0,
+    strict: bool = True,
+    shared: Tensor | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run guide and model on x (n, d) with S vectorised draws: the sample sites of each, by name."""
+    """Run guide and model on n rows with S vectorised draws: the sample sites of each, by name."""
 
     def plated(program: Callable) -> Callable:
         return pyro.plate("draws", num_draws, dim=-2)(program)
 
-    with Keyed(keys, first=first, strict=strict):
-        guide = poutine.trace(plated(vae.guide)).get_trace(x)
-        model = poutine.trace(poutine.replay(plated(vae.model), trace=guide)).get_trace(x)
-    return _sites(guide), _sites(model)
+    args, given = batch.arguments()
+    with Keyed(keys, first=first, strict=strict, shared=shared):
+        guide = poutine.trace(plated(vae.guide)).get_trace(*args, **given)
+        model = poutine.enum(poutine.replay(plated(vae.model), trace=guide), first_available_dim=-3)
+        nodes = poutine.trace(model).get_trace(*args, **given)
+    return _sites(guide), _sites(nodes)
 
 
 def _sites(trace: Any) -> dict[str, Any]:
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+
+
+def is_local(site: Any) -> bool:
+    """Whether a site belongs to each row."""
+    return any(frame.name == "data" for frame in site["cond_indep_stack"])
 
 
 def _log_prob(site: Any) -> Tensor:
@@ -175,7 +254,7 @@ def _log_prob(site: Any) -> Tensor:
 
 
 def log_prob_per_feature(site: Any) -> Tensor:
-    """log p(x_j|z) (S, n, d) of the likelihood's site, in encoded units."""
+    """log p(x_j|z) (S, n, d) of the likelihood's site, in encoded units; 0 where x_j was not observed."""
     fn = site["fn"]
     if not isinstance(fn, torch.distributions.Independent):
         raise ProgramError(f"site 'x': got {type(fn).__name__}, whose log density is no sum over features")
@@ -184,66 +263,121 @@ def log_prob_per_feature(site: Any) -> Tensor:
 
 def likelihood_mean(site: Any) -> Tensor:
     """E[x|z] (S, n, d) of the likelihood's site, in encoded units."""
-    return site["fn"].mean
+    return expected(site["fn"])
 
 
 def minus_squared_error(site: Any) -> Tensor:
-    """-(x_j - E[x_j|z])^2 (S, n, d) of the likelihood's site, in squared encoded units."""
-    return -((site["value"] - site["fn"].mean).double() ** 2)
+    """-(x_j - E[x_j|z])^2 (S, n, d) of the likelihood's site, in squared encoded units; 0 where x_j was not observed."""
+    error = -((site["value"] - expected(site["fn"])).double() ** 2)
+    fn = getattr(site["fn"], "base_dist", None)
+    return torch.where(fn._mask, error, 0.0) if isinstance(fn, dist.MaskedDistribution) else error
 
 
 class Facts(NamedTuple):
-    """What a pair of programs is: `point`, every guide site is a point mass; `proper`, every prior integrates to 1."""
+    """What a pair of programs is.
+
+    Attributes:
+        point: every guide site is a point mass.
+        proper: every prior integrates to 1.
+        discrete: names of guide sites without a gradient through their draws.
+        enumerated: names of sites that are summed out, in the model or on request in the guide.
+        shared: names of latent sites that all rows share.
+    """
 
     point: bool
     proper: bool
+    discrete: tuple[str, ...]
+    enumerated: tuple[str, ...]
+    shared: tuple[str, ...]
 
 
-def facts(vae: Any, x: Tensor) -> Facts:
-    """Look at the distributions that the programs use for encoded rows x (n, d)."""
-    x = x[:2]
+def facts(vae: Any, batch: Batch) -> Facts:
+    """Look at the distributions that the programs use for encoded rows."""
+    few = batch.rows(slice(2))
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
-        guide, model = traces(vae, x, row_keys(x, 0), 1)
+        guide, model = traces(vae, few, row_keys(few, 0), 1, strict=False)
+    marked = [n for n, s in (guide | model).items() if s["infer"].get("enumerate") == "parallel" and not s["is_observed"]]
     return Facts(
         point=all(isinstance(base(s["fn"]), dist.Delta) for s in guide.values()),
         proper=not any(isinstance(base(s["fn"]), dist.ImproperUniform) for s in model.values()),
+        discrete=tuple(n for n, s in guide.items() if not s["fn"].has_rsample and n not in marked),
+        enumerated=tuple(marked),
+        shared=tuple(n for n, s in guide.items() if not is_local(s)),
     )
 
 
-def check(vae: Any, x: Tensor, strict: bool = True) -> None:
-    """Run the programs on two rows, and refuse rows x (n, d) outside the likelihood's support.
+def check(vae: Any, batch: Batch, strict: bool = True) -> None:
+    """Run the programs on two rows, and refuse rows outside the likelihood's support.
 
     Raises: ProgramError naming the site, DataError naming the first column at fault.
     """
+    few = batch.rows(slice(2))
+    n = len(few.x)
     try:
-        guide, model = traces(vae, x[:2], row_keys(x[:2], 0), TRIAL, strict=strict)
-        shapes = {name: _log_prob(site).shape for name, site in (guide | model).items()}
+        guide, model = traces(vae, few, row_keys(few, 0), TRIAL, strict=strict)
+        shapes = {name: _log_prob(site).shape for name, site in (guide | model).items() if is_local(site)}
     except PplVaeError:
         raise
     except Exception as error:  # whatever a user's program may raise
-        raise ProgramError(f"model or guide failed on rows of {x.shape[1]} columns: {first_line(error)}") from error
+        what = f"model or guide failed on rows of {batch.x.shape[1]} columns"
+        raise ProgramError(f"{what}: {first_line(error)}") from error
     for name, shape in shapes.items():
-        if shape != (TRIAL, len(x[:2])):
+        if shape[-2:] != (TRIAL, n):
             raise ProgramError(
                 f"site {name!r}: got log densities of shape {tuple(shape)}, expected one for each draw and row, "
-                f"{(TRIAL, len(x[:2]))}; declare the event dimension with .to_event(1)"
+                f"{(TRIAL, n)}; declare the event dimension with .to_event(1)"
             )
-    for name in model.keys() - {"x"}:
+    for name, site in model.items():
+        if site["is_observed"] or "_enumerate_dim" in site["infer"]:
+            continue
         if name not in guide:
             raise ProgramError(f"site {name!r}: got it in the model alone, expected the guide to sample it too")
-        inside = model[name]["fn"].support.check(guide[name]["value"])
-        if not inside.all():  # the prior's density means nothing there
-            raise ProgramError(
-                f"site {name!r}: got {guide[name]['value'][~inside][0].tolist()} from the guide's "
-                f"{type(base(guide[name]['fn'])).__name__}, expected values in the support of the prior's "
-                f"{type(base(model[name]['fn'])).__name__}"
-            )
-    family = base(model["x"]["fn"])
+        _check_supports(name, guide[name], site["fn"])
+    entries = base(model["x"]["fn"])
+    parts = zip(entries.parts, entries.split_columns()) if isinstance(entries, Columnwise) else [(entries, slice(None))]
+    for family, columns in parts:
+        _check_entries(vae, batch, family, columns)
+
+
+def _check_entries(vae: Any, batch: Batch, family: Any, columns: Any) -> None:
+    """Refuse cells of some columns outside the support of their family."""
     constraint = torch.distributions.constraints
     if constraint.is_dependent(type(family).support) or family.support is constraint.real or family.event_dim:
         return  # depends on the parameters, or on a row as a whole
+    wrong = torch.zeros_like(batch.x, dtype=torch.bool)
+    wrong[:, columns] = ~family.support.check(batch.x[:, columns])
+    if batch.mask is not None:
+        wrong &= batch.mask
     expected = f"{_describe(family.support)}, the support of the likelihood {type(family).__name__}"
-    refuse_first(vae, x, ~family.support.check(x), expected + (GREY if isinstance(family, dist.Bernoulli) else ""))
+    refuse_first(vae, batch.x, wrong, expected + (GREY if isinstance(family, dist.Bernoulli) else ""))
+
+
+def _check_supports(name: str, site: Any, prior: Any) -> None:
+    """Prior and posterior must measure the same space, and the draws lie where the prior has a density."""
+    q, p = base(site["fn"]), base(prior)
+    spaces = space(site["fn"]), space(prior)
+    if spaces[0] != spaces[1] and not isinstance(q, dist.Delta):
+        raise ProgramError(
+            f"site {name!r}: got a {spaces[0]} from the guide's {type(q).__name__}, expected a {spaces[1]} as the "
+            f"prior's {type(p).__name__} is: their densities have no common measure"
+        )
+    inside = prior.support.check(site["value"])
+    if not inside.all():  # the prior's density means nothing there
+        raise ProgramError(
+            f"site {name!r}: got {site['value'][~inside][0].tolist()} from the guide's {type(q).__name__}, "
+            f"expected values in the support of the prior's {type(p).__name__}"
+        )
+
+
+def space(fn: Any) -> str:
+    """What a distribution's log_prob is a density of."""
+    support = fn.support
+    while isinstance(support, torch.distributions.constraints.independent):
+        support = support.base_constraint
+    if support.is_discrete:
+        return "probability mass"
+    name = type(support).__name__.strip("_").lower()
+    return {"simplex": "density on the simplex", "sphere": "density on the sphere"}.get(name, "density on R^k")
 
 
 def refuse_first(vae: Any, x: Tensor, wrong: Tensor, expected: str) -> None:

@@ -1,6 +1,7 @@
 """Effect handlers for training: they stand outside the objective's own and see its sites as they pass."""
 
 import weakref
+from math import nan
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from ppl_vae.errors import number
 from ppl_vae.infer.objectives import BOUNDS, Objective
+from ppl_vae.model.discrete import relaxed
 
 
 class Tally(Messenger):
@@ -25,6 +28,10 @@ class Tally(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
+            return
+        if not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+            return
+        if msg["is_observed"] and msg["name"] != "x":  # a classifier's labels are in no bound
             return
         role = "likelihood" if msg["is_observed"] else "q" if msg["value"] is None else "prior"
         kept = self.sites.setdefault((role, msg["name"]), [])
@@ -53,11 +60,40 @@ class Tally(Messenger):
                 return name, numbers[bad.any(0)].tolist()
         return None, numbers.tolist()
 
-    def figures(self, target: Objective) -> dict[str, float]:
-        """Means over draws and rows: the bound that the objective raises, its reconstruction and KL terms."""
+    def figures(self, target: Objective, value: float) -> dict[str, float]:
+        """Means over draws and rows: the bound that the objective raises, its reconstruction and KL terms.
+
+        Where sites are summed out the terms are not apart: the bound is the objective's `value`.
+        """
+        if any(term.dim() > 2 for kept in self.sites.values() for term in kept):
+            return {"bound": value, "reconstruction": nan, "kl": nan}
         log_lik, kl = self.total("likelihood"), self.total("q") - self.total("prior")
         bound = BOUNDS[target.bound](log_lik - kl)
         return {"bound": float(bound.mean()), "reconstruction": float(log_lik.mean()), "kl": float(kl.mean())}
+
+
+class SharedScale(Messenger):
+    """Weighs the sites that all rows share by the share of the rows at hand, so that a sum over batches has them once."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg) and not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+            msg["scale"] = msg["scale"] * self.share
+
+
+class Relaxed(Messenger):
+    """Puts a continuous relaxation in the place of each discrete latent site of both programs."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = number("temperature", temperature)
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["is_observed"] and not site_is_subsample(msg) and msg["fn"].support.is_discrete:
+            msg["fn"] = relaxed(msg["fn"], self.temperature)
 
 
 class LatentScale(Messenger):

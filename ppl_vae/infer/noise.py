@@ -4,8 +4,7 @@ A key is 64 bits for each row: of the row's bytes in scoring, of (step, row numb
 a hash of its key and j (splitmix64's finaliser, Steele, Lea & Flood 2014), independent between rows and keys.
 """
 
-from collections.abc import Callable
-from functools import singledispatch
+from itertools import count
 from math import prod
 from typing import Any
 from zlib import crc32
@@ -17,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vae.errors import ProgramError
+from ppl_vae.infer.rules import Uniform, base, draw
 
 GAMMA, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685  # splitmix64's, as int64
 
@@ -63,52 +63,6 @@ def uniforms(keys: Tensor, draws: int, size: int, first: int = 0) -> Tensor:
     return u.view(len(keys), draws, size).transpose(0, 1)
 
 
-@singledispatch
-def draw(distribution: Any, uniform: Callable[[], Tensor]) -> Tensor | None:
-    """A draw from `distribution`, made of noise; None for a family without a rule. Register a rule to add one.
-
-    Without a rule of its own a family is drawn by its inverse cumulative distribution function, if it has one.
-
-    Args:
-        uniform: gives the noise, of the shape of a draw.
-    """
-    try:
-        u = uniform()
-        return distribution.icdf(u).to(getattr(distribution, "loc", u).dtype)
-    except (NotImplementedError, AttributeError):
-        return None
-
-
-@draw.register
-def _(normal: dist.Normal, uniform: Callable[[], Tensor]) -> Tensor:
-    return normal.loc + normal.scale * torch.special.ndtri(uniform()).to(normal.loc.dtype)
-
-
-@draw.register
-def _(delta: dist.Delta, uniform: Callable[[], Tensor]) -> Tensor:
-    return delta.v
-
-
-@draw.register
-def _(normal: torch.distributions.MultivariateNormal, uniform: Callable[[], Tensor]) -> Tensor:
-    noise = torch.special.ndtri(uniform()).to(normal.loc.dtype)
-    return normal.loc + (normal.scale_tril @ noise[..., None])[..., 0]
-
-
-@draw.register
-def _(transformed: torch.distributions.TransformedDistribution, uniform: Callable[[], Tensor]) -> Tensor | None:
-    value = draw(transformed.base_dist, uniform)
-    for transform in transformed.transforms if value is not None else ():
-        value = transform(value)
-    return value
-
-
-@draw.register(torch.distributions.Independent)
-@draw.register(dist.MaskedDistribution)
-def _(wrapped: Any, uniform: Callable[[], Tensor]) -> Tensor | None:
-    return draw(wrapped.base_dist, uniform)
-
-
 class Keyed(Messenger):
     """Draws the unobserved sites of the programs run inside from keyed noise.
 
@@ -119,27 +73,39 @@ class Keyed(Messenger):
         first: number of the first draw.
         strict: refuse a site without a rule, instead of leaving it to torch's generator.
         reparameterized: False cuts the gradient through draws, which makes Pyro use the score function.
+        shared: (1,) int64, the key of sites outside the plate "data"; None: of all rows together.
     """
 
-    def __init__(self, keys: Tensor, *, first: int = 0, strict: bool = True, reparameterized: bool = True) -> None:
+    def __init__(
+        self,
+        keys: Tensor,
+        *,
+        first: int = 0,
+        strict: bool = True,
+        reparameterized: bool = True,
+        shared: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.keys, self.first, self.strict, self.reparameterized = keys, first, strict, reparameterized
+        self.shared = shared
         self.drawn: dict[str, int] = {}  # how many draws a site has had: a program run again goes on with the next
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
         fn = msg["fn"]
-        msg["value"] = draw(fn, lambda: self._noise(msg))
+        msg["value"] = draw(fn, self._noise(msg))
         if msg["value"] is None and self.strict:
             raise ProgramError(
                 f"site {msg['name']!r}: {base(fn).__class__.__name__} has no rule that makes a draw from keyed noise; "
                 "register one with ppl_vae.infer.noise.draw.register"
             )
         if not self.reparameterized:
-            self._detach(msg)
+            self._score_function(msg)
+        if msg["value"] is not None and not fn.has_rsample:  # else its gradient would count beside the score function
+            msg["value"] = msg["value"].detach()
 
-    def _detach(self, msg: Any) -> None:
+    def _score_function(self, msg: Any) -> None:
         family = base(msg["fn"])
         if isinstance(family, dist.Delta):
             raise ProgramError(f"site {msg['name']!r}: got a point mass, whose encoder has no score function")
@@ -150,24 +116,26 @@ class Keyed(Messenger):
                 f"site {msg['name']!r}: got {type(family).__name__}, "
                 "expected a family that can be drawn from without gradient"
             ) from error
-        if msg["value"] is not None:
-            msg["value"] = msg["value"].detach()
 
-    def _noise(self, msg: Any) -> Tensor:
-        name, batch, event = msg["name"], msg["fn"].batch_shape, msg["fn"].event_shape
-        salted = mix(self.keys + crc32(name.encode()))
+    def _noise(self, msg: Any) -> Uniform:
+        """The noise of a site, as rules ask for it; each time that a program samples the site, of its next draws."""
+        name, batch, event = msg["name"], tuple(msg["fn"].batch_shape), tuple(msg["fn"].event_shape)
+        salt = crc32(name.encode())
         if any(frame.name == "data" for frame in msg["cond_indep_stack"]):
-            rows = batch[-1]
-        else:  # a global site: one key for all
-            rows, salted = 1, mix(salted.sum(0, keepdim=True))
-        draws, before = prod(batch) // rows, self.drawn.get(name, 0)
-        self.drawn[name] = before + draws
-        noise = uniforms(salted, draws, prod(event), self.first + before)
-        return noise.reshape(batch + event)
+            keys = mix(self.keys + salt)
+        elif self.shared is not None:
+            keys = mix(self.shared + salt)
+        else:
+            keys = mix(mix(self.keys + salt).sum(0, keepdim=True))
+        *others, draws, rows = (1, 1, *batch)  # the others, such as an enumerated site's values: more numbers a draw
+        first = self.first + self.drawn.get(name, 0)
+        self.drawn[name] = self.drawn.get(name, 0) + draws
+        calls = count()
 
+        def uniform(*shape: int) -> Tensor:
+            shape, call = shape or event, next(calls)
+            size = prod(batch) // (draws * len(keys)) * prod(shape)
+            noise = uniforms(mix(keys + call) if call else keys, draws, size, first)
+            return noise.reshape(draws, rows, prod(others), prod(shape)).permute(2, 0, 1, 3).reshape(batch + shape)
 
-def base(fn: Any) -> Any:
-    """The family under event dimensions and masks."""
-    while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution):
-        fn = fn.base_dist
-    return fn
+        return uniform

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from ppl_vae.errors import OptionError, choose
+from ppl_vae.infer.draws import Facts
 
 
 class Objective(NamedTuple):
@@ -20,6 +21,11 @@ class Objective(NamedTuple):
         reparameterized: whether gradients go through the draws.
         weighs_kl: whether its KL term can be weighted.
         text: what it is, and its source.
+        discrete: whether it can train a guide whose draws carry no gradient.
+        shared: whether it allows latent sites that all rows share.
+        enumerated: the same for programs with sites to sum out; None if it cannot.
+        enumerates: whether it sums out the discrete sites of the guide.
+        options: what `(name, options)` may set, with the defaults.
     """
 
     make: Callable[[int], ELBO]
@@ -27,6 +33,11 @@ class Objective(NamedTuple):
     reparameterized: bool = True
     weighs_kl: bool = True
     text: str = ""
+    discrete: bool = True
+    shared: bool = True
+    enumerated: Callable[[int], ELBO] | None = None
+    enumerates: bool = False
+    options: dict[str, float] = {}  # noqa: RUF012
 
 
 def _options(particles: int) -> dict[str, Any]:
@@ -36,6 +47,11 @@ def _options(particles: int) -> dict[str, Any]:
 def trace_elbo(particles: int) -> ELBO:
     """Pyro's `Trace_ELBO`."""
     return Trace_ELBO(**_options(particles))
+
+
+def trace_enum_elbo(particles: int) -> ELBO:
+    """Pyro's `TraceEnum_ELBO`: the bound of `Trace_ELBO`, sites marked for enumeration summed out exactly."""
+    return TraceEnum_ELBO(**_options(particles))
 
 
 def trace_mean_field_elbo(particles: int) -> ELBO:
@@ -49,17 +65,42 @@ def renyi_elbo(particles: int) -> ELBO:
 
 
 OBJECTIVES: dict[str, Objective] = {
-    "elbo": Objective(trace_elbo, text="E_q[log p(x,z) - log q(z|x)], Monte Carlo (Kingma & Welling 2013, eq. 6)"),
+    "elbo": Objective(
+        trace_elbo,
+        enumerated=trace_enum_elbo,
+        text="E_q[log p(x,z) - log q(z|x)], Monte Carlo (Kingma & Welling 2013, eq. 6)",
+    ),
     "analytic_kl": Objective(
-        trace_mean_field_elbo, text="the same bound with KL(q||p) in closed form (Kingma & Welling 2013, eq. 7)"
+        trace_mean_field_elbo,
+        discrete=False,
+        text="the same bound with KL(q||p) in closed form where there is one (Kingma & Welling 2013, eq. 7)",
     ),
     "iwae": Objective(
-        renyi_elbo, bound="iwae", weighs_kl=False, text="E[log mean of K weights] (Burda et al. 2016, eq. 8)"
+        renyi_elbo,
+        bound="iwae",
+        weighs_kl=False,
+        discrete=False,
+        shared=False,
+        text="E[log mean of K weights] (Burda et al. 2016, eq. 8); with holes, MIWAE (Mattei & Frellsen 2019)",
     ),
     "score_function": Objective(
         trace_elbo,
         reparameterized=False,
+        enumerated=trace_enum_elbo,
         text="the bound of elbo with the score-function gradient (Ranganath et al. 2014)",
+    ),
+    "enumerate": Objective(
+        trace_enum_elbo,
+        enumerated=trace_enum_elbo,
+        enumerates=True,
+        text="the bound of elbo, discrete sites of the guide summed out",
+    ),
+    "relaxation": Objective(
+        trace_elbo,
+        enumerated=trace_enum_elbo,
+        text="the bound of elbo for programs whose discrete sites are relaxed (Maddison et al. 2017, eq. 8; "
+        "Jang et al. 2017); held-out rows see the discrete ones",
+        options={"temperature": 0.5},
     ),
 }
 
@@ -69,13 +110,13 @@ def objectives() -> dict[str, Objective]:
 
     Example:
         >>> sorted(objectives())
-        ['analytic_kl', 'elbo', 'iwae', 'score_function']
+        ['analytic_kl', 'elbo', 'enumerate', 'iwae', 'relaxation', 'score_function']
     """
     return dict(OBJECTIVES)
 
 
 def objective(choice: Any, particles: int = 1) -> Objective:
-    """An objective from its name, or from a factory of any Pyro ELBO, a function of nothing."""
+    """An objective from its name, from (name, options), or from a factory of any Pyro ELBO, a function of nothing."""
     if isinstance(choice, Objective):
         return choice
     if isinstance(choice, ELBO):
@@ -85,8 +126,40 @@ def objective(choice: Any, particles: int = 1) -> Objective:
     if callable(choice):
         if particles != 1:
             raise OptionError(f"particles: got {particles} with a factory of your own, expected them set inside it")
-        return Objective(lambda particles: _elbo(choice))
-    return choose("objective", choice, OBJECTIVES)
+        return Objective(lambda particles: _elbo(choice), enumerated=lambda particles: _elbo(choice))
+    name, options = choice if isinstance(choice, tuple | list) and len(choice) == 2 else (choice, {})
+    chosen = choose("objective", name, OBJECTIVES)
+    if not isinstance(options, dict) or options.keys() - chosen.options.keys():
+        raise OptionError(f"objective: got {options!r} for {name!r}, expected options among {sorted(chosen.options)}")
+    return chosen._replace(options=chosen.options | options)
+
+
+def fitting(target: Objective, choice: Any, known: Facts) -> Objective:
+    """The objective as these programs need it.
+
+    Raises: OptionError that names the objective, the site and the reason where it would be wrong for them.
+    """
+    name = choice[0] if isinstance(choice, tuple | list) else choice
+    if known.enumerated and target.enumerated is None:
+        raise OptionError(
+            f"objective: got {name!r}, which does not sum out the site {known.enumerated[0]!r}; "
+            "expected 'elbo' or 'enumerate'"
+        )
+    if known.discrete and not target.discrete:
+        raise OptionError(
+            f"objective: got {name!r}, whose gradient goes through draws, with the discrete site "
+            f"{known.discrete[0]!r}; expected 'elbo', 'score_function', 'enumerate' or 'relaxation'"
+        )
+    if known.shared and not target.shared:
+        raise OptionError(
+            f"objective: got {name!r}, whose weights are per row, with the site {known.shared[0]!r} that all rows share; "
+            "expected 'elbo' or 'analytic_kl'"
+        )
+    if (target.enumerates or target.options.get("temperature")) and not (known.discrete or known.enumerated):
+        raise OptionError(f"objective: got {name!r}, expected a guide with a discrete site")
+    if known.enumerated or target.enumerates:
+        return target._replace(make=target.enumerated or target.make, weighs_kl=False, enumerates=target.enumerates)
+    return target
 
 
 def _elbo(factory: Callable) -> ELBO:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_vae.data.schema import Batch
 from ppl_vae.infer.draws import check, refuse_first
 from ppl_vae.infer.noise import step_keys
 
@@ -33,23 +34,27 @@ PIXELS: dict[str, Pixels] = {"none": as_they_are, "threshold": threshold, "stoch
 class Rows:
     """Encoded rows on the model's device: split once, handed out by permutation, never copied whole."""
 
-    def __init__(self, vae: Any, x: Tensor, valid: float, pixels: Pixels, seed: int, start: int) -> None:
-        self.x, self.pixels = x, pixels
+    def __init__(self, vae: Any, data: Batch, valid: float, pixels: Pixels, seed: int, start: int) -> None:
+        self.data, self.pixels, x = data, pixels, data.x
         self.noise = torch.Generator(device=x.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
         if pixels is not as_they_are:
             refuse_first(vae, x, ~((x >= 0) & (x <= 1)), "values in [0, 1] to binarize")
-        check(vae, pixels(x, self.noise), strict=False)
+        check(vae, data._replace(x=pixels(x, self.noise)), strict=False)
         order = self._permutation(len(x))
         held_out = min(ceil(valid * len(x)), len(x) - 1)
         self.train = order[held_out:]
-        self.valid = pixels(x[order[:held_out]], self.noise)
+        self.valid = self._drawn(order[:held_out])
         if start:  # the split of the first fit, orders and pixels of its own
             self.noise.manual_seed(int(step_keys(torch.tensor([0]), seed, start)) & 0x7FFFFFFFFFFFFFFF)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
         """Row numbers (b,) and rows (b, d), each training row once."""
         for numbers in self.train[self._permutation(len(self.train))].split(size):
-            yield numbers, self.pixels(self.x[numbers], self.noise)
+            yield numbers, self._drawn(numbers)
+
+    def _drawn(self, numbers: Tensor) -> Batch:
+        rows = self.data.rows(numbers)
+        return rows._replace(x=self.pixels(rows.x, self.noise))
 
     def _permutation(self, n: int) -> Tensor:
-        return torch.randperm(n, generator=self.noise, device=self.x.device)
+        return torch.randperm(n, generator=self.noise, device=self.data.x.device)

@@ -3,20 +3,22 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from math import ceil, inf, nan
 from typing import Any
 
 import torch
-from pyro.infer import SVI
+from pyro.infer import SVI, config_enumerate
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
-from ppl_vae.infer.draws import in_mode, row_blocks
-from ppl_vae.infer.handlers import LatentScale, Tally
+from ppl_vae.data.schema import Batch
+from ppl_vae.infer.draws import facts, in_mode, row_blocks
+from ppl_vae.infer.handlers import LatentScale, Relaxed, SharedScale, Tally
 from ppl_vae.infer.history import History
 from ppl_vae.infer.noise import Keyed, step_keys
-from ppl_vae.infer.objectives import BOUNDS, Objective
+from ppl_vae.infer.objectives import BOUNDS, Objective, fitting
 from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.optim import SCHEDULES, OneOptimizer
 from ppl_vae.infer.rows import PIXELS, Rows
@@ -54,7 +56,7 @@ def fit(
     Args:
         vae: a model with its guide.
         data: n rows, n >= 2.
-        objective: a name of `objectives()`, or a factory of any Pyro ELBO (a class, or a function of nothing).
+        objective: a name of `objectives()`, (name, options) as ("relaxation", {"temperature": 0.3}), or a factory of any Pyro ELBO (a class, or a function of nothing).
         particles: draws of z a row and step; K of "iwae".
         epochs: passes over the training rows, each in a new order.
         batch_size: rows a step.
@@ -111,8 +113,6 @@ def fit(
     target = chosen_objective(objective, particles)
     if patience is not None and not valid:
         raise OptionError("patience: got valid=0, expected held-out rows to watch")
-    if kl_warmup and not target.weighs_kl:
-        raise OptionError(f"kl_warmup: got {kl_warmup} with the objective {objective!r}, which has no KL term to weigh")
     factor = choose("schedule", schedule, SCHEDULES)
     pixels = choose("binarize", binarize or "none", PIXELS)
     one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
@@ -121,13 +121,18 @@ def fit(
             vae.to(device)
         except (RuntimeError, AssertionError) as error:
             raise OptionError(f"device: got {device!r}, expected one that torch has here: {error}") from error
-    x = vae.batch(data, minimum_rows=2).x
+    encoded = vae.batch(data, minimum_rows=2)
     history = History()
     with isolated(vae, seed), warnings.catch_warnings(), in_mode(vae, training=True):
         warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's warning; our error says where
         vae.zero_grad(set_to_none=True)
-        rows = Rows(vae, x, valid, pixels, seed, int(vae.steps))
-        step = Step(vae, target, particles, one, seed)
+        rows = Rows(vae, encoded, valid, pixels, seed, int(vae.steps))
+        target = fitting(target, objective, facts(vae, encoded))
+        if kl_warmup and not target.weighs_kl:
+            raise OptionError(
+                f"kl_warmup: got {kl_warmup} with the objective {objective!r}, which has no KL term to weigh here"
+            )
+        step = Step(vae, target, particles, one, seed, len(rows.train))
         total = epochs * ceil(len(rows.train) / batch_size)
         best = Best(one, patience, kl_warmup)
         first = step.number
@@ -166,8 +171,11 @@ def fit(
 class Step:
     """One step of SVI, with noise keyed by (seed, step, row) and a record of the densities that it met."""
 
-    def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int) -> None:
+    def __init__(
+        self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int, total: int
+    ) -> None:
         self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, int(vae.steps)
+        self.total = total
         self.jacobian = vae.schema.log_jacobian if vae.schema is not None else 0.0
         elbo: Any = target.make(particles)
 
@@ -175,31 +183,38 @@ class Step:
             one.loss = elbo.loss_and_grads(*args, **kwargs)
             return one.loss
 
-        self.svi = SVI(vae.model, vae.guide, one, loss=elbo.loss, loss_and_grads=loss_and_grads)
+        guide = config_enumerate(vae.guide) if target.enumerates else vae.guide
+        self.svi = SVI(vae.model, guide, one, loss=elbo.loss, loss_and_grads=loss_and_grads)
         self.sums: dict[str, float] = {}
 
-    def __call__(self, numbers: Tensor, batch: Tensor, kl_weight: float, history: History) -> None:
+    def __call__(self, numbers: Tensor, batch: Batch, kl_weight: float, history: History) -> None:
         one, tally = self.one, Tally()
-        one.rows = len(batch)
+        one.rows = len(numbers)
         keys = step_keys(numbers, self.seed, self.number)
-        # outermost first: each then sees distributions that every plate has expanded
-        with Keyed(keys, strict=False, reparameterized=self.target.reparameterized), LatentScale(kl_weight), tally:
+        with ExitStack() as handlers:  # outermost first: each then sees distributions that every plate has expanded
+            handlers.enter_context(Keyed(keys, strict=False, reparameterized=self.target.reparameterized))
+            handlers.enter_context(LatentScale(kl_weight))
+            handlers.enter_context(SharedScale(len(numbers) / self.total))
+            handlers.enter_context(tally)
+            if "temperature" in self.target.options:
+                handlers.enter_context(Relaxed(self.target.options["temperature"]))
             self._svi_step(batch)
         if one.refused:
             raise self._error(tally, numbers, history)
         figures = {
-            **tally.figures(self.target),
-            "objective": -one.loss / len(batch),
+            "objective": -one.loss / one.rows,
             "grad_norm": float(one.grad_norm),
         }
+        figures |= tally.figures(self.target, figures["objective"])
         for name, value in figures.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value * len(batch)
-        self.sums["rows"] = self.sums.get("rows", 0.0) + len(batch)
+            self.sums[name] = self.sums.get(name, 0.0) + value * one.rows
+        self.sums["rows"] = self.sums.get("rows", 0.0) + one.rows
         self.number += 1
 
-    def _svi_step(self, batch: Tensor) -> None:
+    def _svi_step(self, batch: Batch) -> None:
+        args, given = batch.arguments()
         try:
-            self.svi.step(batch)
+            self.svi.step(*args, **given)
         except PplVaeError:
             raise
         except Exception as error:  # whatever an objective raises on programs that are not made for it
@@ -256,11 +271,11 @@ class Best:
         return self.epoch if self.kept else None
 
 
-def _bound(vae: Any, x: Tensor, target: Objective, particles: int, seed: int) -> float:
-    """Mean bound of encoded rows x, under noise that stays the same; NaN without rows."""
-    if not len(x):
+def _bound(vae: Any, batch: Batch, target: Objective, particles: int, seed: int) -> float:
+    """Mean bound of encoded rows, under noise that stays the same; NaN without rows."""
+    if not len(batch.x):
         return nan
     num_draws = particles if target.bound == "iwae" else 1
     with torch.no_grad(), in_mode(vae, training=False):
-        blocks = row_blocks(vae, x, num_draws, seed + VALIDATION, pad=False, strict=False)
+        blocks = row_blocks(vae, batch, num_draws, seed + VALIDATION, pad=False, strict=False)
         return float(torch.cat([BOUNDS[target.bound](block.log_weight) for block in blocks]).mean())

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from ppl_vae.data.schema import Schema
-from ppl_vae.model.families import Conditional, Normal
+from ppl_vae.model.conditional import Conditional
+from ppl_vae.model.families import Normal
 from ppl_vae.model.posteriors import Point
 from ppl_vae.model.priors import Flat
 from ppl_vae.model.vae import VAE

@@ -1,6 +1,8 @@
 """A variational autoencoder is two probabilistic programs: the decoder is the model, the encoder is the guide."""
 
 from collections.abc import Callable
+from functools import lru_cache
+from inspect import Parameter, signature
 from itertools import count
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.data.schema import Batch, Schema
-from ppl_vae.errors import OptionError, ProgramError
+from ppl_vae.errors import OptionError
+from ppl_vae.model.missing import inside, masked
 
 Part = Callable[..., dist.Distribution]
 
@@ -29,6 +32,24 @@ def key(module: nn.Module) -> str:
     return _keys[module]
 
 
+@lru_cache
+def _names(call: Callable) -> frozenset[str] | None:
+    """The arguments that a function names; None if it takes any."""
+    parameters = signature(call).parameters
+    return None if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()) else frozenset(parameters)
+
+
+def call(part: Any, *values: Tensor, **given: Any) -> dist.Distribution:
+    """`part(*values)` with those of the further arguments that its signature names."""
+    names = _names(type(part).forward if isinstance(part, nn.Module) else part)
+    return part(*values, **(given if names is None else {name: given[name] for name in names & given.keys()}))
+
+
+def global_sites(part: Any) -> Any:
+    """What a part samples before the plate of rows, if anything."""
+    return part.global_sites() if hasattr(part, "global_sites") else None
+
+
 class VAE(nn.Module):
     """A variational autoencoder (Kingma & Welling 2013) as two Pyro programs.
 
@@ -36,8 +57,13 @@ class VAE(nn.Module):
         encoder: x (..., n, d) to q(z|x), batch (..., n) and event (k,).
         decoder: z (..., n, k) to p(x|z), batch (..., n) and event (d,).
         prior: nothing to p(z), event (k,).
-            Each a callable that returns a Pyro distribution; the parameters of those that are modules are trained.
+            Each a callable that returns a Pyro distribution; the parameters of those that are modules are trained. Each
+            also gets by keyword those of these that its signature names: `mask` (n, d), `c` (n, q) covariates, `group`
+            (n,) codes, -1 for one that was not seen, `y` (..., n, classes) a one-hot class, and `shared`, what its own
+            method `global_sites()`, a program run before the plate of rows, returned. A part may also sample sites of
+            its own.
         schema: columns and scaling of the data that it was built for; encoder and decoder work in encoded units.
+        classes: `Classes`, for a class y that is known on some rows.
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -54,51 +80,81 @@ class VAE(nn.Module):
     encoder: Any
     decoder: Any
     prior: Any
+    classes: Any
     steps: Tensor
 
-    def __init__(self, encoder: Part, decoder: Part, prior: Part, schema: Schema | None = None) -> None:
+    def __init__(
+        self, encoder: Part, decoder: Part, prior: Part, schema: Schema | None = None, classes: Any = None
+    ) -> None:
         super().__init__()
         for name, part in (("encoder", encoder), ("decoder", decoder), ("prior", prior)):
             if not callable(part):
                 raise OptionError(f"{name}: got {part!r}, expected a callable that returns a Pyro distribution")
-        self.encoder, self.decoder, self.prior = encoder, decoder, prior
+        self.encoder, self.decoder, self.prior, self.classes = encoder, decoder, prior, classes
         self.schema = schema
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # of all fits so far: the key of their noise
         self.recipe: dict[str, Any] | None = None  # how `build` made it, in names and numbers; what `save` writes
 
-    def model(self, x: Tensor | None = None, mask: Tensor | None = None, *, n: int | None = None) -> Tensor:
-        """p(z) p(x|z): sites "z" and "x" in the plate "data".
+    def model(
+        self,
+        x: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        n: int | None = None,
+        c: Tensor | None = None,
+        group: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """p(z) p(x|z): sites "z" and "x" in the plate "data", after "y" where there are classes.
 
         Args:
             x: observed rows (n, d) in encoded units, or None to sample n rows.
             mask: (n, d) of bool, True where x is observed; the rest of x is not read.
             n: rows to sample where x is None.
+            c: covariates (n, q), encoded.
+            group: (n,) codes of the rows' groups, -1 for one that was not seen.
+            label: (n,) codes of the rows' classes, -1 where unknown.
 
         Returns: x (..., n, d).
         """
-        self._register("prior", "decoder")
+        self._register("prior", "decoder", "classes")
         if x is None and n is None:
             raise OptionError("model: got neither x nor n, expected rows to observe or a number of rows to sample")
+        given: dict[str, Any] = {"mask": mask, "c": c, "group": group, "shared": global_sites(self.prior)}
         with pyro.plate("data", n if x is None else x.shape[-2], dim=-1):
-            z = pyro.sample("z", self.prior())
-            likelihood = self.decoder(z)
-            if mask is not None and not isinstance(likelihood, dist.Independent):
-                raise ProgramError(
-                    f"mask: got the likelihood {type(likelihood).__name__}, expected one with entries to mask"
-                )
+            if self.classes is not None:
+                given["y"] = pyro.sample("y", self.classes.prior())
+                if self.training and label is not None and x is not None:
+                    self.classes.supervise(x, mask, c, label)
+            z = pyro.sample("z", call(self.prior, **given))
+            likelihood = call(self.decoder, z, **given)
             if mask is not None:  # masked NaN would still give NaN gradients: fill, then mask
-                likelihood = likelihood.base_dist.mask(mask).to_event(1)
-                x = None if x is None else torch.where(mask, x, 0.0)
+                x = None if x is None else torch.where(mask, x, inside(likelihood))
+                likelihood = masked(likelihood, mask)
             return pyro.sample("x", likelihood, obs=x)
 
-    def guide(self, x: Tensor, mask: Tensor | None = None, *, n: int | None = None) -> Tensor:
-        """q(z|x): site "z" in the plate "data". The same arguments as `model`.
+    def guide(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        *,
+        n: int | None = None,
+        c: Tensor | None = None,
+        group: Tensor | None = None,
+        label: Tensor | None = None,
+    ) -> Tensor:
+        """q(z|x): site "z" in the plate "data", after "y" where there are classes. The same arguments as `model`.
 
         Returns: z (..., n, k).
         """
-        self._register("encoder")
+        self._register("encoder", "classes")
+        given: dict[str, Any] = {"mask": mask, "c": c, "group": group, "shared": global_sites(self.encoder)}
+        x = x if mask is None else torch.where(mask, x, 0.0)
         with pyro.plate("data", x.shape[-2], dim=-1):
-            return pyro.sample("z", self.encoder(x if mask is None else torch.where(mask, x, 0.0)))
+            if self.classes is not None:
+                posterior = self.classes.posterior(x, mask, c, label)
+                given["y"] = pyro.sample("y", posterior, infer={"enumerate": "parallel"})
+            return pyro.sample("z", call(self.encoder, x, **given))
 
     def _register(self, *names: str) -> None:
         for name in names:

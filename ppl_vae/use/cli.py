@@ -15,6 +15,7 @@ from functools import reduce
 from importlib import import_module
 from operator import or_
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -245,7 +246,7 @@ def _add_options(one: ArgumentParser, group: str, options: type) -> None:
     hints, texts = typing.get_type_hints(options), _texts(options)
     for field in fields(options):
         kind = hints[field.name]
-        if str in typing.get_args(kind):  # a union takes the first type that fits, and every value fits str
+        if isinstance(kind, UnionType) and str in typing.get_args(kind):  # a union takes the first type that fits, and every value fits str
             kind = reduce(or_, sorted(typing.get_args(kind), key=lambda part: part is str))
         one.add_argument(f"--{group}.{field.name}", type=kind, default=field.default, help=texts[field.name])
 

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ppl_vae.data.columns import TYPES
 from ppl_vae.data.schema import Schema
 from ppl_vae.errors import MissingFileError, ModelFileError, OptionError
 from ppl_vae.files import digest, from_json, read_bytes, to_json, write_bytes, write_text
@@ -226,8 +227,14 @@ def _read_weights(folder: Path, content: dict[str, Any]) -> dict[str, Tensor]:
 
 def _schema(state: Any) -> Schema:
     """A schema whose every part is of the right type and size."""
-    schema = Schema.from_dict(state)
+    return _checked(Schema.from_dict(state), state)
+
+
+def _checked(schema: Schema, state: Any) -> Schema:
+    if schema.covariates is not None:
+        _checked(schema.covariates, state)
     d = len(schema.names)
+    columns = (*schema.names, *(schema.covariates.names if schema.covariates else ()))
     good = (
         all(isinstance(name, str) for name in schema.names)
         and isinstance(schema.kind, str)
@@ -236,13 +243,29 @@ def _schema(state: Any) -> Schema:
         and schema.precision in ("float32", "float64")
         and all(
             column is None or (len(column) == d and all(isinstance(number, int | float) for number in column))
-            for column in (schema.loc, schema.scale)
+            for column in (schema.loc, schema.scale, schema.log_loc, schema.log_scale)
         )
-        and all(number > 0 for number in schema.scale or ())
+        and all(number > 0 for number in (*(schema.scale or ()), *(schema.log_scale or ())))
+        and (schema.types is None or (len(schema.types) == d and all(name in TYPES for name in schema.types)))
+        and all(
+            column is None or (len(column) == d and all(isinstance(name, str) for name in column))
+            for column in (schema.likelihoods, schema.dtypes)
+        )
+        and (schema.levels is None or len(schema.levels) == d)
+        and all(_are_levels(levels) for levels in schema.levels or () if levels is not None)
+        and set(schema.nullable) <= set(schema.names)
+        and all(
+            beside is None or (beside.name not in columns and isinstance(beside.name, str) and _are_levels(beside.levels))
+            for beside in (schema.group, schema.label)
+        )
     )
     if not good:
         raise ValueError(f"got the schema {state!r:.300}, expected names, shape and scaling of the same columns")
     return schema
+
+
+def _are_levels(levels: Any) -> bool:
+    return isinstance(levels, tuple) and all(isinstance(level, str | bool | int | float) for level in levels)
 
 
 def _refuse(file: Path, got: str, expected: str) -> NoReturn:

@@ -1,5 +1,6 @@
 """Reading every accepted kind of data, writing it back, and refusing the rest by name."""
 
+import gzip
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from ppl_vae.data.tables import like, read
+from ppl_vae.data.schema import Schema
+from ppl_vae.data.tables import Column, check_numbers, frame_like, like, read, read_csv
 from ppl_vae.errors import DataError, MissingFileError
 
 ROWS = np.array([[1.0, 2.5], [3.0, -4.0], [0.5, 6.0]])
@@ -140,7 +142,161 @@ def test_objects_that_hold_data() -> None:
     assert read(pd.DataFrame({"x": [1.0]})).names == ("x",)
 
 
+# ---- columns that are not numbers
+
+
+TEXT = ["b", None, "a", "b"]
+ORDER = ["low", "mid", "high"]  # "mid" is not used
+GRADE = ["high", "low", None, "low"]
+MIXED = {
+    "pandas": pd.DataFrame(
+        {
+            "text": TEXT,
+            "flag": [True, False, None, True],
+            "grade": pd.Categorical(GRADE, ORDER, ordered=True),
+            "n": [3, 1, 2, 0],
+        }
+    ),
+    "polars": pl.DataFrame(
+        {
+            "text": TEXT,
+            "flag": [True, False, None, True],
+            "grade": pl.Series(GRADE, dtype=pl.Enum(ORDER)),
+            "n": [3, 1, 2, 0],
+        }
+    ),
+    "pyarrow": pa.table(
+        {
+            "text": TEXT,
+            "flag": [True, False, None, True],
+            "grade": pa.array(pd.Categorical(GRADE, ORDER, ordered=True)),
+            "n": [3, 1, 2, 0],
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_text_and_categories_become_codes_of_their_levels(kind: str) -> None:
+    table = read(MIXED[kind])
+    nan = np.nan
+    np.testing.assert_array_equal(table.values, [[1, 1, 2, 3], [nan, 0, 0, 1], [0, nan, nan, 2], [1, 1, 0, 0]])
+    assert table.values.dtype == np.float64
+    assert [column.kind for column in table.columns] == ["text", "boolean", "ordered", "integer"]
+    assert [column.levels for column in table.columns] == [("a", "b"), None, tuple(ORDER), None]
+
+
+def test_categories_keep_their_order_and_sessions_of_polars_do_not_matter() -> None:
+    column = read(pd.DataFrame({"c": pd.Categorical([20, 10], [20, 30, 10])})).columns[0]
+    assert column == Column("categorical", "Categorical", (20, 30, 10))
+    pl.Series(["z", "y"], dtype=pl.Categorical)  # older than the next: its categories may come first
+    table = read(pl.DataFrame({"c": pl.Series(["u", "t", None], dtype=pl.Categorical)}))
+    assert table.columns[0].levels == ("t", "u")
+    np.testing.assert_array_equal(table.values[:, 0], [1, 0, np.nan])
+    table = read(pa.table({"c": pa.array(["u", "t"]).dictionary_encode()}))
+    assert (table.columns[0].kind, table.columns[0].levels) == ("categorical", ("u", "t"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "kind"),
+    [
+        ([True, None, False], [1, np.nan, 0], "boolean"),
+        ([2, None, 1], [2, np.nan, 1], "integer"),
+        ([np.int64(2), 0.5, True], [2, 0.5, 1], "float"),
+    ],
+)
+def test_numbers_kept_as_objects_are_numbers(column: list, values: list, kind: str) -> None:
+    table = read(pd.DataFrame({"a": pd.Series(column, dtype=object)}))
+    np.testing.assert_array_equal(table.values[:, 0], values)
+    assert (table.columns[0].kind, table.columns[0].levels) == (kind, None)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pd.DataFrame({"a": pd.Series([None, None], dtype=object)}),
+        pl.DataFrame({"a": [None, None]}),
+        pa.table({"a": pa.nulls(2)}),
+    ],
+    ids=["pandas", "polars", "pyarrow"],
+)
+def test_a_column_without_values_has_no_levels(frame: Any) -> None:
+    table = read(frame)
+    assert np.isnan(table.values).all() and table.columns[0].levels == ()
+    check_numbers(table, nullable=("a",))
+    with pytest.raises(DataError, match=r"column 'a': got None in row 0 .*expected numbers"):
+        check_numbers(table)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pd.DataFrame({"age": [1.0, 2], "city": ["Rome", "Oslo"]}), "'city': got 'Rome' in row 0.*expected numbers"),
+        (pd.DataFrame({"a": ["1", "?"]}), r"column 'a': got '\?' in row 1"),
+        (pd.DataFrame({"a": pd.array([None, "Rome"], "string")}), "column 'a': got 'Rome' in row 1"),
+        (pd.DataFrame({"a": pd.Series([1, "z"], dtype=object)}), "column 'a': got 'z' in row 1"),
+        (pd.DataFrame({"c": pd.Categorical(["u", "u"])}), "column 'c': got 'u'"),
+        (pl.DataFrame({"a": [1, 2], "s": ["z", "z"]}), "column 's': got 'z'"),
+        (pl.DataFrame({"n": [None, None]}), "column 'n': got None"),
+        (pa.table({"s": ["z", "y"]}), "column 's': got 'z'"),
+    ],
+)
+def test_where_only_numbers_will_do_the_rest_is_said(data: Any, message: str) -> None:
+    for call in (Schema.fit, Schema.of):
+        with pytest.raises(DataError, match=message):
+            call(data)
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_frames_are_put_together_again(kind: str) -> None:
+    columns = {
+        "text": pd.array(TEXT, "str"),
+        "grade": pd.Categorical(GRADE, ORDER, ordered=True),
+        "x": np.array([0.5, np.nan, 1, 2]),
+    }
+    frame = frame_like(columns, kind)
+    assert type(frame) is type(MIXED[kind])
+    table = read(frame)
+    assert [column.levels for column in table.columns] == [("a", "b"), tuple(ORDER), None]
+    assert [column.kind for column in table.columns] == ["text", "ordered", "float"]
+    np.testing.assert_array_equal(table.values[:, 2], columns["x"])
+
+
 # ---- files
+
+
+def test_raw_csv_with_markers_blanks_and_no_header(tmp_path: Path) -> None:
+    raw = "39, State-gov, 1\n54, ?, 2\n?, Private, \n"
+    (tmp_path / "a.csv").write_text(raw)
+    with gzip.open(tmp_path / "a.CSV.GZ", "wt") as file:
+        file.write(raw)
+    for name in ("a.csv", "a.CSV.GZ"):
+        frame = read_csv(tmp_path / name, missing=["?"], names=["age", "work", "n"])
+        expected = pd.DataFrame({"age": [39, 54, np.nan], "work": ["State-gov", None, "Private"], "n": [1, 2, np.nan]})
+        pd.testing.assert_frame_equal(frame, expected)
+    (tmp_path / "a.csv").write_text("age, work\n1, x\n")
+    assert read_csv(str(tmp_path / "a.csv")).to_dict("list") == {"age": [1], "work": ["x"]}
+
+
+def test_reading_csv_names_the_file_that_is_bad(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"a.csv.gz"):
+        read_csv(tmp_path / "a.csv.gz")
+    (tmp_path / "a.csv.gz").write_bytes(b"not gzip")
+    with pytest.raises(DataError, match=r"a.csv.gz: cannot be read as .csv.gz"):
+        read_csv(tmp_path / "a.csv.gz")
+    (tmp_path / "a.csv").write_text("1,2\n3,4,5\n")
+    with pytest.raises(DataError, match=r"a.csv: cannot be read as .csv"):
+        read_csv(tmp_path / "a.csv", names=["a", "b"])
+    with pytest.raises(DataError, match=r"got ending '.npy', expected one of .csv, .csv.gz"):
+        read_csv(tmp_path / "a.npy")
+
+
+def test_a_csv_may_be_packed_and_hold_text(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "a.csv.gz", "wt") as file:
+        file.write("age,city\n39, ?\n40,Rome\n,Oslo\n")
+    table = read(tmp_path / "a.csv.gz")
+    assert table.columns[1].levels == (" ?", "Oslo", "Rome")
+    np.testing.assert_array_equal(table.values, [[39, 0], [40, 2], [np.nan, 1]])
 
 
 def test_files_are_read(tmp_path: Path) -> None:
@@ -181,7 +337,6 @@ def test_a_csv_with_holes_is_read_with_nan(tmp_path: Path) -> None:
         ("wide.csv", b"a,b\n1,2,3\n4,5,6\n"),
         ("binary.csv", b"\xff\xfe\x00\x01\x02"),
         ("header.csv", b"a,b\n"),
-        ("text.csv", b"age,city\n39, ?\n40,Rome\n"),
         ("bad.parquet", b"PAR1 and no more"),
         ("empty.parquet", b""),
     ],
@@ -232,15 +387,7 @@ def test_an_unknown_ending_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (pd.DataFrame({"age": [1.0], "city": ["Rome"]}), "column 'city': got 'Rome' in row 0.*expected numbers"),
-        (pd.DataFrame({"a": ["1", "?"]}), r"column 'a': got '\?' in row 1"),
-        (pd.DataFrame({"a": pd.array([None, "Rome"], "string")}), "column 'a': got 'Rome' in row 1"),
-        (pd.DataFrame({"a": pd.Series([1, "z"], dtype=object)}), "column 'a': got 'z' in row 1"),
-        (pd.DataFrame({"c": pd.Categorical(["u"])}), "column 'c': got 'u'"),
         (pd.DataFrame({"t": pd.to_datetime(["2020-01-01"])}), "column 't': got .*2020.*expected numbers"),
-        (pl.DataFrame({"a": [1], "s": ["z"]}), "column 's': got 'z'"),
-        (pl.DataFrame({"n": [None, None]}), "column 'n': got None"),
-        (pa.table({"s": ["z"]}), "column 's': got 'z'"),
         (np.array([[1, 2], [3, "z"]], dtype=object), "column 'x1': got 'z' in row 1 .*object.*expected numbers"),
         (np.array([[1, 2]], dtype=object), "column 'x0': got 1 .*object.*expected numbers"),
         (np.array([["p", "q"]]), "column 'x0': got 'p'"),
@@ -257,6 +404,11 @@ def test_an_unknown_ending_is_refused(name: str) -> None:
         (pd.DataFrame(), "at least one row and one column"),
         (pl.DataFrame({"a": []}), "at least one row and one column"),
         (pa.table({"a": pa.array([], pa.float64())}), "at least one row and one column"),
+        (pd.DataFrame({"a": [[1], [2]]}), r"column 'a': got \[1\] in row 0"),
+        (pd.DataFrame({"a": [1j, 2j]}), "column 'a': got 1j in row 0"),
+        (pd.DataFrame({"a": pd.cut([1, 2], 2)}), "column 'a': got Interval.* expected numbers, truth values or text"),
+        (pd.DataFrame({"a": [None, object()]}), "column 'a': got <object .* in row 1"),
+        (pl.DataFrame({"a": [[1], [2]]}), r"column 'a': got \[1\] in row 0"),
         ([[1.0, 2.0]], "got list, expected a NumPy array, a torch tensor, a pandas or polars DataFrame"),
         (None, "got NoneType"),
         (pd.Series([1.0]), "got Series"),

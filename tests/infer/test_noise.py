@@ -71,7 +71,7 @@ def test_draws_of_each_rule_follow_their_family():
     normal = draw(dist.Normal(2.0 * torch.ones(100, 400), 3.0), lambda: u)
     assert stats.kstest(normal.flatten().numpy(), stats.norm(2, 3).cdf).pvalue > 1e-4
     assert torch.equal(draw(dist.Delta(X, event_dim=1), lambda: u), X)
-    assert draw(dist.Gamma(2.0, 1.0), lambda: u) is None
+    assert draw(dist.BetaBinomial(2.0, 1.0, 3), lambda: u) is None
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,13 @@ def test_draws_of_each_rule_follow_their_family():
         (dist.Uniform(-1.0, torch.tensor(3.0)), stats.uniform(-1, 4).cdf),
         (dist.LogNormal(torch.zeros(()), 0.5), stats.lognorm(0.5).cdf),
         (dist.Gumbel(torch.zeros(()), 1.0), stats.gumbel_r.cdf),
+        (dist.Exponential(torch.tensor(2.0)), stats.expon(0, 0.5).cdf),
     ],
 )
 def test_families_with_an_inverse_cdf_or_transforms_need_no_rule(family, cdf):
     u = uniforms(row_keys(X, 0), 50, 1)[..., 0]
     drawn = draw(family.expand(u.shape), lambda: u)
+    assert drawn.dtype == torch.float32
     assert stats.kstest(drawn.flatten().double().numpy(), cdf).pvalue > 1e-4
 
 
@@ -103,9 +105,9 @@ def test_a_multivariate_normal_has_its_covariance():
 def test_a_site_without_a_rule_is_refused_by_name_or_left_to_torch():
     def program():
         with pyro.plate("data", 3):
-            return pyro.sample("angle", dist.VonMises(torch.zeros(3), torch.ones(3)))
+            return pyro.sample("wins", dist.BetaBinomial(torch.ones(3), torch.ones(3), 4))
 
-    with pytest.raises(ProgramError, match="site 'angle': VonMises"), Keyed(torch.arange(3)):
+    with pytest.raises(ProgramError, match="site 'wins': BetaBinomial"), Keyed(torch.arange(3)):
         program()
     with Keyed(torch.arange(3), strict=False):
         assert program().shape == (3,)
@@ -127,3 +129,65 @@ def test_sites_and_global_sites_have_noise_of_their_own():
         again = program()
     assert all(map(torch.equal, again, (w, a, b)))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def globals_of(keys, draws=None, **options):
+    """Sites that no row owns: a vector, and one for each of 3 groups."""
+
+    def program():
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("groups", 3, dim=-1):
+            return w, pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    with Keyed(keys, **options):
+        return program() if draws is None else pyro.plate("draws", draws, dim=-2)(program)()
+
+
+def test_global_sites_keep_their_noise_whatever_the_rows_if_they_have_a_key():
+    shared = torch.tensor([5])
+    w, b = globals_of(torch.arange(4), shared=shared)
+    assert w.shape == (2,) and b.shape == (3, 2) and len({*w.tolist(), *b.flatten().tolist()}) == 8
+    for one, other in zip(globals_of(torch.arange(9, 11), shared=shared), (w, b)):
+        assert torch.equal(one, other)
+    assert not torch.equal(globals_of(torch.arange(4), shared=shared + 1)[0], w)
+    assert not torch.equal(globals_of(torch.arange(4))[0], globals_of(torch.arange(9, 11))[0])
+
+
+@pytest.mark.parametrize("shared", [None, torch.tensor([5])])
+def test_a_draw_of_a_global_site_is_the_same_whatever_the_number_of_draws(shared):
+    keys = torch.arange(4)
+    w, b = globals_of(keys, 6, shared=shared)
+    assert w.shape == (6, 1, 2) and b.shape == (6, 3, 2)
+    assert len(b.unique()) == 36 and len(w.unique()) == 12
+    later = globals_of(keys, 2, shared=shared, first=4)
+    assert torch.equal(later[0], w[4:]) and torch.equal(later[1], b[4:])
+    alone = globals_of(keys, shared=shared)
+    assert torch.equal(alone[0], w[0, 0]) and torch.equal(alone[1], b[0])
+
+
+def test_a_program_run_again_goes_on_with_the_next_draws():
+    def program():
+        with pyro.plate("data", 3, dim=-1):
+            return pyro.sample("t", dist.StudentT(torch.full((3,), 4.0)))
+
+    with Keyed(torch.arange(3)):
+        together = pyro.plate("draws", 5, dim=-2)(program)()
+    with Keyed(torch.arange(3)):
+        one_by_one = torch.stack([program() for _ in range(5)])
+    assert torch.equal(together, one_by_one) and len(together.unique()) == 15
+
+
+def test_the_values_of_an_enumerated_site_have_noise_of_their_own_in_every_draw():
+    """Site z given each of 4 classes, in a dimension left of the draws: no two numbers of all draws are equal."""
+
+    def program():
+        with pyro.plate("data", 3, dim=-1):
+            return pyro.sample("z", dist.Normal(torch.zeros(4, 1, 3), 1.0))
+
+    def drawn(draws, first):
+        with Keyed(torch.arange(3), first=first):
+            return pyro.plate("draws", draws, dim=-2)(program)()
+
+    z = drawn(6, 0)
+    assert z.shape == (4, 6, 3) and len(z.unique()) == 72
+    assert torch.equal(drawn(2, 4), z[:, 4:])
