@@ -10,14 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppl_vae import testing as testing
     from ppl_vae.criticism import plots as plots
+    from ppl_vae.criticism.imputation import Imputed as Imputed
+    from ppl_vae.criticism.imputation import impute as impute
     from ppl_vae.criticism.inference_data import to_arviz as to_arviz
     from ppl_vae.criticism.predictive import Simulated as Simulated
+    from ppl_vae.criticism.predictive import classify as classify
     from ppl_vae.criticism.predictive import decode as decode
     from ppl_vae.criticism.predictive import encode as encode
     from ppl_vae.criticism.predictive import generate as generate
     from ppl_vae.criticism.predictive import interpolate as interpolate
     from ppl_vae.criticism.predictive import manifold as manifold
+    from ppl_vae.criticism.predictive import predict as predict
     from ppl_vae.criticism.predictive import reconstruct as reconstruct
     from ppl_vae.criticism.predictive import traverse as traverse
     from ppl_vae.criticism.scores import Scores as Scores
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from ppl_vae.data.datasets import Dataset as Dataset
     from ppl_vae.data.schema import Batch as Batch
     from ppl_vae.data.schema import Schema as Schema
+    from ppl_vae.data.tables import read_csv as read_csv
     from ppl_vae.errors import DataError as DataError
     from ppl_vae.errors import MissingFileError as MissingFileError
     from ppl_vae.errors import ModelFileError as ModelFileError
@@ -40,6 +46,10 @@ if TYPE_CHECKING:
     from ppl_vae.infer.training import fit as fit
     from ppl_vae.model.autoencoder import Autoencoder as Autoencoder
     from ppl_vae.model.build import build as build
+    from ppl_vae.model.build import likelihoods as likelihoods
+    from ppl_vae.model.build import posteriors as posteriors
+    from ppl_vae.model.build import priors as priors
+    from ppl_vae.model.flows import Flow as Flow
     from ppl_vae.model.linear import PCA as PCA
     from ppl_vae.model.linear import PPCA as PPCA
     from ppl_vae.model.vae import VAE as VAE
@@ -49,23 +59,26 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "criticism.imputation": "Imputed impute",
     "criticism.inference_data": "to_arviz",
-    "criticism.predictive": "Simulated decode encode generate interpolate manifold reconstruct traverse",
+    "criticism.predictive": "Simulated classify decode encode generate interpolate manifold predict reconstruct traverse",
     "criticism.scores": "Scores score",
     "data.datasets": "Dataset",
     "data.schema": "Batch Schema",
+    "data.tables": "read_csv",
     "errors": "DataError MissingFileError ModelFileError NonFiniteError OptionError PplVaeError ProgramError",
     "infer.draws": "Draws draws",
     "infer.history": "History",
     "infer.objectives": "objectives",
     "infer.training": "fit",
     "model.autoencoder": "Autoencoder",
-    "model.build": "build",
+    "model.build": "build likelihoods posteriors priors",
+    "model.flows": "Flow",
     "model.linear": "PCA PPCA",
     "model.vae": "VAE",
     "use.store": "load save",
 }
-_MODULES = {"datasets": "data.datasets", "plots": "criticism.plots"}
+_MODULES = {"datasets": "data.datasets", "plots": "criticism.plots", "testing": "testing"}
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted([*_PUBLIC, *_MODULES])

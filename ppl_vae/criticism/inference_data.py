@@ -13,7 +13,7 @@ def to_arviz(vae: Any, data: Any, num_draws: int = 200, seed: int = 0) -> Any:
     """Draws from the guide as ArviZ's InferenceData (0.2x) or an xarray DataTree (1.x).
 
     Groups: posterior {z}; log_prior {z}; sample_stats {lp: log p(x, z), log_q: log q(z|x), log_weight}, in nats of the
-    data in its own units; observed_data {x}, in encoded units. Dimensions: chain (1), draw, row, latent, column. There is
+    data in its own units; observed_data {x}, in encoded units; constant_data {mask} where cells may be missing. Dimensions: chain (1), draw, row, latent, column. There is
     no log_likelihood group: leave-one-out on log p(x|z) is wrong for a latent of the row itself.
 
     Args:
@@ -53,7 +53,16 @@ def to_arviz(vae: Any, data: Any, num_draws: int = 200, seed: int = 0) -> Any:
         ),
         "observed_data": xr.Dataset({"x": (("row", "column"), x)}, {"row": coords["row"], "column": names}),
     }
-    attributes = {
+    if (mask := vae.batch(data).mask) is not None:
+        groups["constant_data"] = xr.Dataset(
+            {"mask": (("row", "column"), mask.cpu().numpy())}, {"row": coords["row"], "column": names}
+        )
+    return wrapped(groups, attributes(num_draws, seed))
+
+
+def attributes(num_draws: int, seed: int) -> dict[str, Any]:
+    """What made the draws."""
+    return {
         "created_at": datetime.now(UTC).isoformat(),
         "inference_library": "pyro",
         "inference_library_version": version("pyro-ppl"),
@@ -61,10 +70,9 @@ def to_arviz(vae: Any, data: Any, num_draws: int = 200, seed: int = 0) -> Any:
         "num_draws": num_draws,
         "seed": seed,
     }
-    return _wrapped(groups, attributes)
 
 
-def _wrapped(groups: dict[str, Any], attributes: dict[str, Any]) -> Any:
+def wrapped(groups: dict[str, Any], attributes: dict[str, Any]) -> Any:
     """The container of the installed version: ArviZ 1.0 replaced InferenceData by xarray's DataTree."""
     if int(version("arviz").split(".")[0]) >= 1:
         import xarray as xr

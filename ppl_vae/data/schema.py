@@ -696,14 +696,15 @@ def _moments(table: Table) -> tuple[np.ndarray, np.ndarray]:
     low, high = (best.reduce(values).astype(np.float64) for best in (np.fmin, np.fmax))  # both pass over NaN
     constant = low == high  # the rounded deviation of a constant column is not always 0
     n = len(values) - np.isnan(values).sum(0)
+    add = np.sum if (n == len(values)).all() else np.nansum  # which copies
     with np.errstate(over="ignore", invalid="ignore"):
         exponent = np.frexp(high - low)[1]
         total, squares = np.zeros_like(low), np.zeros_like(low)
         for part in _parts(values):
-            total += np.nansum(part, 0)
+            total += add(part, 0)
         loc = np.where(constant, low, total / n)
         for part in _parts(values):
-            squares += np.nansum(np.square(np.ldexp(part - loc, -exponent)), 0)
+            squares += add(np.square(np.ldexp(part - loc, -exponent)), 0)
         scale = np.where(constant, 1.0, np.ldexp(np.sqrt(squares / n), exponent))
     bad = ~(np.isfinite(loc) & np.isfinite(scale) & (scale > 0))
     if bad.any():

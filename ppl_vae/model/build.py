@@ -221,6 +221,26 @@ def _programs(
     return vae
 
 
+def priors() -> dict[str, str]:
+    """The priors that `build` takes by name, each in a line.
+
+    Example:
+        >>> sorted(priors())[:3]
+        ['ard', 'bernoulli', 'categorical']
+    """
+    return {name: prior.text for name, prior in PRIORS.items()}
+
+
+def likelihoods() -> dict[str, str]:
+    """The likelihoods that `build` takes by name, each in a line, with the type of column that it is for."""
+    return {name: f"{of.text} ({of.type} columns)" for name, of in families.LIKELIHOODS.items()}
+
+
+def posteriors() -> dict[str, str]:
+    """The posteriors that `build` takes by name, each in a line."""
+    return {name: posterior.text for name, posterior in POSTERIORS.items()}
+
+
 ROWS = 4096
 """Training rows that a part may start from."""
 

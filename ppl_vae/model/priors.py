@@ -37,7 +37,6 @@ class Setting(NamedTuple):
     """
 
     latent: int
-    options: dict[str, Any] = {}  # noqa: RUF012
     encoder: Any = None
     rows: Any = None
     covariates: int = 0
@@ -145,7 +144,7 @@ class Vamp(nn.Module):
         super().__init__()
         self._encoder = (
             encoder,
-        )  # in a tuple, so that its parameters are registered once, and a copy of the model keeps the tie
+        )  # in a tuple: its parameters are registered once, and a copy of the model keeps the tie
         self.pseudo_inputs = nn.Parameter(pseudo_inputs)
         self.register_buffer("logits", torch.zeros(len(pseudo_inputs)).to(pseudo_inputs))
 
@@ -216,7 +215,7 @@ class Hierarchical(nn.Module):
         group = torch.tensor([-1], device=self.one.device) if group is None else group
         effects = shared["location"] + shared["spread"] * shared["offsets"]
         known = (group >= 0)[..., None]
-        loc = torch.where(known, effects[..., group.clamp(min=0), :], shared["location"])
+        loc = torch.where(known, effects[..., group, :], shared["location"])
         between = torch.where(known, 0.0, shared["spread"])
         return dist.Normal(loc, (self.within**2 + between**2).sqrt()).to_event(1)
 

@@ -1,4 +1,4 @@
-"""The command line: `ppl-vae demo | fit | score | sample | datasets`.
+"""The command line: `ppl-vae demo | fit | score | sample | impute | parts | datasets`.
 
 Only names and numbers come in, from arguments or a configuration file; what a name may be is decided where its table of
 choices stands. Nothing heavy is imported before a command runs, so that `--help` is quick.
@@ -71,17 +71,32 @@ def demo(out: str, anomaly: int, seed: int) -> None:
     run(out, anomaly=anomaly, seed=seed)
 
 
-def fit(data: str, out: str, model: Namespace, fit: Namespace, config: Any = None) -> None:
-    """Fit a VAE to data; writes the model, history.csv and options.json (for --config) to a folder."""
+def fit(
+    data: str,
+    out: str,
+    model: Namespace,
+    fit: Namespace,
+    missing: list[str],
+    names: list[str],
+    scores: bool,
+    imputations: bool,
+    config: Any = None,
+) -> None:
+    """Fit a VAE to data; writes the model, history.csv and options.json (for --config) to a folder.
+
+    On request also scores.csv and imputed.csv of the same rows.
+    """
     from ppl_vae.files import to_json, write_text
     from ppl_vae.infer.training import fit as train
     from ppl_vae.model.build import build
     from ppl_vae.use.store import save
 
     model_options, fit_options = ModelOptions(**vars(model)), FitOptions(**vars(fit))
-    rows, folder = _rows(data), Path(out)
+    rows, folder = _rows(data, missing, names), Path(out)
     folder.mkdir(parents=True, exist_ok=True)  # before the work: where it cannot be written, there is no use in it
     vae = build(rows, **asdict(model_options))
+    if model_options.likelihood == "infer":
+        print(vae.schema)
     bar = fit_options.progress and sys.stderr.isatty()  # a bar in a log file is noise
     history = train(vae, rows, **{**asdict(fit_options), "progress": bar})
     save(vae, folder)
@@ -91,23 +106,53 @@ def fit(data: str, out: str, model: Namespace, fit: Namespace, config: Any = Non
     print(f"{len(history)} epochs in {history['seconds'][-1]:.1f} s")
     held_out = f", {last['valid_bound']:.4f} on the rows held out" if fit_options.valid else ""
     print(f"bound {last['bound']:.4f} nats a row in training{held_out}")
+    if scores:
+        _write_scores(folder / "scores.csv", vae, rows)
+    if imputations:
+        _write_imputed(folder / "imputed.csv", vae, rows)
     print(f"wrote {folder}")
 
 
-def score(model: str, data: str, out: str, scoring: str, num_draws: int, seed: int, contamination: float) -> None:
+def score(
+    model: str,
+    data: str,
+    out: str,
+    scoring: str,
+    num_draws: int,
+    seed: int,
+    contamination: float,
+    missing: list[str],
+    names: list[str],
+) -> None:
     """Score rows, higher = more normal; writes row, score, mcse and flagged (0 or 1) as CSV."""
-    import pandas as pd
-
-    from ppl_vae.criticism.scores import score as score_rows
     from ppl_vae.use.store import load
 
     _check_csv(out)
-    scores = score_rows(load(model), _rows(data), scoring, num_draws=num_draws, seed=seed)
-    threshold = scores.threshold(contamination)
-    flagged = (scores.values < threshold).astype(int)
-    columns = {"row": range(len(flagged)), "score": scores.values, "mcse": scores.mcse, "flagged": flagged}
-    _write_csv(out, pd.DataFrame(columns))
-    print(f"wrote {out}: {len(flagged)} rows, {flagged.sum()} flagged, with a {scoring} below {threshold:.6g}")
+    _write_scores(out, load(model), _rows(data, missing, names), contamination, scoring=scoring, num_draws=num_draws, seed=seed)
+
+
+def impute(model: str, data: str, out: str, seed: int, missing: list[str], names: list[str]) -> None:
+    """Fill the missing cells of rows with what is most expected given the others; writes CSV."""
+    from ppl_vae.use.store import load
+
+    _check_csv(out)
+    _write_imputed(out, load(model), _rows(data, missing, names), seed)
+
+
+def parts() -> None:
+    """List the priors, likelihoods, posteriors and objectives by name."""
+    from ppl_vae.infer.objectives import objectives
+    from ppl_vae.model.build import likelihoods, posteriors, priors
+
+    texts = {name: objective.text for name, objective in objectives().items()}
+    for kind, named in {
+        "prior": priors(),
+        "likelihood": likelihoods(),
+        "posterior": posteriors(),
+        "objective": texts,
+    }.items():
+        for name, text in named.items():
+            print(f"{kind:<11} {name:<32} {text}")
 
 
 def sample(model: str, n: int, out: str, seed: int) -> None:
@@ -121,7 +166,9 @@ def sample(model: str, n: int, out: str, seed: int) -> None:
     _check_csv(out)
     vae = load(model)
     assert vae.schema is not None  # a model that was saved has one
-    _write_csv(out, pd.DataFrame(read(generate(vae, n, seed).x).values, columns=list(vae.schema.names)))
+    rows = generate(vae, n, seed).x
+    frame = rows if hasattr(rows, "columns") else pd.DataFrame(read(rows).values, columns=list(vae.schema.names))
+    _write_csv(out, frame if isinstance(frame, pd.DataFrame) else frame.to_pandas())
     print(f"wrote {out}: {n} rows, {vae.schema.width} columns")
 
 
@@ -138,6 +185,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "fit": fit,
     "score": score,
     "sample": sample,
+    "impute": impute,
+    "parts": parts,
     "datasets": datasets,
 }
 
@@ -145,11 +194,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 # ---- what they share
 
 
-def _rows(data: str) -> Any:
+def _rows(data: str, missing: list[str] | None = None, names: list[str] | None = None) -> Any:
     """Data by path or by a data set's name; a data set's labels are not looked at."""
     from ppl_vae.data.datasets import load
+    from ppl_vae.data.tables import read_csv
 
     path = Path(data)
+    if missing or names:
+        return read_csv(path, missing=missing or (), names=names or None)
     if path.suffix or path.exists():
         return path
     try:
@@ -160,13 +212,41 @@ def _rows(data: str) -> Any:
         ) from None
 
 
+def _write_scores(out: str | Path, vae: Any, rows: Any, contamination: float = 0.05, **options: Any) -> None:
+    import pandas as pd
+
+    from ppl_vae.criticism.scores import score as score_rows
+
+    scores = score_rows(vae, rows, **options)
+    threshold = scores.threshold(contamination)
+    flagged = (scores.values < threshold).astype(int)
+    columns = {"row": range(len(flagged)), "score": scores.values, "mcse": scores.mcse, "flagged": flagged}
+    _write_csv(out, pd.DataFrame(columns))
+    print(f"wrote {out}: {len(flagged)} rows, {flagged.sum()} flagged, with a {scores.scoring} below {threshold:.6g}")
+
+
+def _write_imputed(out: str | Path, vae: Any, rows: Any, seed: int = 0) -> None:
+    import pandas as pd
+
+    from ppl_vae.criticism.imputation import impute as impute_rows
+    from ppl_vae.data.tables import read
+
+    imputed = impute_rows(vae, rows, seed=seed)
+    frame = imputed.frame
+    if not hasattr(frame, "columns"):
+        frame = pd.DataFrame(read(frame).values, columns=list(vae.schema.names))
+    frame = frame if isinstance(frame, pd.DataFrame) else frame.to_pandas()
+    _write_csv(out, frame)
+    print(f"wrote {out}: {imputed!r}")
+
+
 def _check_csv(out: str) -> None:
     """Before the work: what is written is CSV, whatever the name says."""
     if Path(out).suffix.lower() != ".csv":
         raise OptionError(f"out: got {out!r}, expected a name that ends in .csv")
 
 
-def _write_csv(out: str, frame: Any) -> None:
+def _write_csv(out: str | Path, frame: Any) -> None:
     from ppl_vae.files import write_text
 
     write_text(out, frame.to_csv(index=False, lineterminator="\n"))
@@ -202,6 +282,9 @@ def _fit_arguments(one: ArgumentParser) -> None:
     one.add_argument("data", type=str, help=DATA)
     one.add_argument("--out", type=str, required=True, help="folder")
     one.add_argument("--config", action="config", help="a file of model and fit options, such as options.json of a fit")
+    _add_reading(one)
+    one.add_argument("--scores", action="store_true", help="also score these rows, into scores.csv")
+    one.add_argument("--imputations", action="store_true", help="also fill their missing cells, into imputed.csv")
     _add_options(one, "model", ModelOptions)
     _add_options(one, "fit", FitOptions)
 
@@ -219,6 +302,20 @@ def _score_arguments(one: ArgumentParser) -> None:
     one.add_argument("--num_draws", type=int, default=64, help="Monte Carlo draws a row")
     one.add_argument("--seed", type=int, default=0, help="of the draws")
     one.add_argument("--contamination", type=float, default=0.05, help="share of these rows to flag, in (0, 0.5]")
+    _add_reading(one)
+
+
+def _add_reading(one: ArgumentParser) -> None:
+    one.add_argument("--missing", type=list[str], default=[], help='texts of a CSV file that stand for a missing cell, as ["?"]')
+    one.add_argument("--names", type=list[str], default=[], help="column names of a CSV file without a first line of them")
+
+
+def _impute_arguments(one: ArgumentParser) -> None:
+    one.add_argument("model", type=str, help="folder of a model")
+    one.add_argument("data", type=str, help=DATA)
+    one.add_argument("--out", type=str, default="imputed.csv", help="file")
+    one.add_argument("--seed", type=int, default=0, help="of the draws")
+    _add_reading(one)
 
 
 def _sample_arguments(one: ArgumentParser) -> None:
@@ -237,6 +334,8 @@ ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "fit": _fit_arguments,
     "score": _score_arguments,
     "sample": _sample_arguments,
+    "impute": _impute_arguments,
+    "parts": _no_arguments,
     "datasets": _no_arguments,
 }
 

@@ -155,6 +155,7 @@ def test_enumerated_mixture_has_the_marginal_density():
     prior = PRIORS["enumerated_mixture"].make(Setting(2), components=4)
     with torch.no_grad():
         prior.logits.copy_(torch.randn(4))
+        prior.raw.copy_(torch.randn(4, 2))
     z = torch.randn(6, 2)
 
     def model():
