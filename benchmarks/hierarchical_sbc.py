@@ -3,17 +3,19 @@
     python benchmarks/hierarchical_sbc.py           # every cell, one after another, and the table
     python benchmarks/hierarchical_sbc.py 3         # one cell: the simulations 15 to 19
 
-100 simulations: location, spread, offsets and z drawn from the prior, 5 rows in each of 20 groups, k = 1; x ~ N(W z, 1/2)
+200 simulations: location, spread, offsets and z drawn from the prior, 5 rows in each of 20 groups, k = 1; x ~ N(W z, 1/2)
 with 3 columns. The decoder is held at the truth in all of it, since else effects are identified only up to maps of z.
 "nuts" is Pyro's NUTS on `vae.model`, all parameters frozen, 200 warm-up steps and every third of 297 draws; "guide" is the
-posterior that `fit` leaves in the guide (decoder frozen, 600 steps of Adam on all rows, 8 draws), 999 draws.
+posterior that `fit` leaves in the guide (decoder frozen, 500 steps of Adam on all rows, 4 draws), 999 draws.
 "unseen" is z of a new row in a new group, against the draws of the prior for group code -1 given the shared sites.
 
 A truth's rank among L draws is uniform on 0..L if the draws are the posterior's, so that the 90 % interval is the ranks
 that leave a twentieth on either side, exactly. p: Kolmogorov-Smirnov over simulations; of offsets and effects the smallest
 of the 20 groups', times 20. That any of the 5 values of "nuts" falls below 1e-3 by chance: at most 5e-3. Standard errors of
-coverage are over simulations, since the 20 effects of one share its location and spread. Of the guide nothing is expected:
-it is mean-field in the shared sites, and its q(z|x) does not know the group.
+coverage are over simulations, since the 20 effects of one share its location and spread; of a single number, the binomial
+one at 0.9. 100 simulations were planned; 100 more followed a look at these, where 96 of the spread's intervals held it and
+p of the effects was 3e-3: the tables have all, and either hundred. Of the guide nothing is expected: it is mean-field in the
+shared sites, and its q(z|x) does not know the group.
 """
 
 import sys
@@ -32,9 +34,9 @@ from torch import Tensor
 
 import ppl_vae as pv
 
-GROUPS, ROWS, CELLS, PER_CELL = 20, 1, 20, 5
+GROUPS, ROWS, CELLS, PER_CELL = 20, 5, 40, 5
 WEIGHT, NOISE = [[1.0], [-0.7], [0.5]], 0.5
-FIT = {"particles": 8, "epochs": 600, "batch_size": GROUPS * ROWS, "lr": 0.02, "valid": 0.0}
+FIT = {"particles": 4, "epochs": 500, "batch_size": GROUPS * ROWS, "lr": 0.02, "valid": 0.0}
 WARMUP, DRAWS, THIN, GUIDE_DRAWS = 200, 297, 3, 999
 QUANTITIES = ("location", "spread", "offsets", "effects", "unseen")
 GROUP = torch.arange(GROUPS).repeat_interleave(ROWS)
@@ -54,7 +56,7 @@ def program(seed: int) -> pv.VAE:
         vae.decoder.net[0].weight.copy_(torch.tensor(WEIGHT))
         vae.decoder.net[0].bias.zero_()
     vae.decoder.requires_grad_(False)
-    return vae
+    return vae.eval()
 
 
 def simulated(vae: pv.VAE) -> tuple[np.ndarray, dict[str, Tensor], Tensor]:
@@ -96,13 +98,13 @@ def simulation(number: int) -> dict[str, Any]:
     x, truth, new = simulated(vae)
     data = frame(x)
     pv.fit(vae, data, seed=number, progress=False, **FIT)
-    vae.eval().requires_grad_(False)
+    vae.requires_grad_(False)
     sampled, facts = nuts(vae, x)
     found: dict[str, Any] = facts
     for method, shared in (("nuts", sampled), ("guide", pv.draws(vae, data, GUIDE_DRAWS, seed=number).shared)):
         draws = {**quantities(shared), "unseen": unseen(vae, shared)}
         for name, value in {**quantities(truth), "unseen": new}.items():
-            found[f"{method} {name}"] = (draws[name] < value).sum(0).tolist()
+            found[f"{method} {name}"] = " ".join(map(str, (draws[name] < value).sum(0).tolist()))
     return found
 
 
@@ -126,11 +128,13 @@ def start() -> float:
 
 def summary(cells: list[dict[str, Any]], method: str, name: str, draws: int) -> dict[str, Any]:
     """Uniformity and coverage of one quantity over all simulations."""
-    ranks = np.concatenate([np.array(one[f"{method} {name}"]) for one in cells])  # (simulations, parts)
+    kept = [text.split() for one in cells for text in one[f"{method} {name}"]]
+    ranks = np.array(kept, dtype=int)  # (simulations, parts)
     p = min(kstest((part + 0.5) / (draws + 1), "uniform").pvalue for part in ranks.T) * ranks.shape[1]
     edge = (draws + 1) // 20
     covered = ((ranks >= edge) & (ranks <= draws - edge)).mean(1)
-    error = covered.std(ddof=1) / len(covered) ** 0.5
+    spread = covered.std(ddof=1) if ranks.shape[1] > 1 else (0.9 * 0.1) ** 0.5
+    error = spread / len(covered) ** 0.5
     return {
         "method": method,
         "quantity": name,
@@ -158,8 +162,10 @@ def main(only: str = "") -> None:
         cells.append(made)
     if not only:
         pairs = (("nuts", DRAWS // THIN), ("guide", GUIDE_DRAWS))
-        table = [summary(cells, method, name, draws) for method, draws in pairs for name in QUANTITIES]
-        show(table, "The truth's rank, and the share of 90 % intervals that hold it")
+        half = CELLS // 2
+        for part, title in ((cells, "all"), (cells[:half], "the first hundred"), (cells[half:], "the second hundred")):
+            table = [summary(part, method, name, draws) for method, draws in pairs for name in QUANTITIES]
+            show(table, f"Ranks of the truth, and the share of 90 % intervals that hold it: {title}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ over seeds: the standard error is over images. No setting was chosen by test ima
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def main(prefix: str = "") -> None:
             if f"{name}/{seed}".startswith(prefix):
                 small = {**parts, **({"components": 10} if "components" in parts else {})}
                 settings = {**parts, **ROWS, "draws": DRAWS, "rows": TEST, "behaviour": behaviour(**small)}
-                cells.append(cell("priors_mnist", f"{name}-{seed}", settings, lambda: run(name, seed)))
+                cells.append(cell("priors_mnist", f"{name}-{seed}", settings, partial(run, name, seed)))
     show(cells, "Test log-likelihood, nats an image")
     if prefix:
         return
@@ -84,7 +85,10 @@ def main(prefix: str = "") -> None:
                 "in se": float(gain.mean() / error) if error else float("nan"),
             }
         )
-    show(table, f"Statically binarised MNIST: {DRAWS}-draw bound on {TEST} test images, gain over the standard normal prior")
+    show(
+        table,
+        f"Statically binarised MNIST: {DRAWS}-draw bound on {TEST} test images, gain over the standard normal prior",
+    )
 
 
 if __name__ == "__main__":

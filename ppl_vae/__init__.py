@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_vae import testing as testing
     from ppl_vae.criticism import plots as plots
     from ppl_vae.criticism.imputation import Imputed as Imputed
     from ppl_vae.criticism.imputation import impute as impute
@@ -78,7 +77,7 @@ _HOMES = {
     "model.vae": "VAE",
     "use.store": "load save",
 }
-_MODULES = {"datasets": "data.datasets", "plots": "criticism.plots", "testing": "testing"}
+_MODULES = {"datasets": "data.datasets", "plots": "criticism.plots"}
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted([*_PUBLIC, *_MODULES])

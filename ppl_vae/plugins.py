@@ -38,7 +38,9 @@ def part(kind: str, name: Any, own: dict[str, Any]) -> Any:
             f"{type(error).__name__}: {first_line(error)}"
         ) from error
     if not callable(getattr(made, "make", made)):
-        raise OptionError(f"{kind}: got {name!r} of the package {_package(entry)}, which is {made!r}, expected a factory")
+        raise OptionError(
+            f"{kind}: got {name!r} of the package {_package(entry)}, which is {made!r}, expected a factory"
+        )
     return made
 
 

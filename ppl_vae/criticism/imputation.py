@@ -134,7 +134,8 @@ class Proposal:
                 f"impute: got the likelihood {type(entries).__name__}, whose entries depend on each other; expected one "
                 "distribution an entry"
             )
-        parts, columns = [entries], (torch.arange(entries.batch_shape[-1]),)
+        parts: list[Any] = [entries]
+        columns: tuple[Tensor, ...] = (torch.arange(entries.batch_shape[-1]),)
         if isinstance(entries, Columnwise):
             parts, columns = entries.parts, entries.split_columns()
         order = torch.cat(tuple(columns)).argsort()
@@ -159,7 +160,10 @@ class Proposal:
         probabilities = (weight * levels).sum(0)
         for columns, count in self.coded:
             size = len(columns) * count
-            of, probabilities = probabilities[..., :size].unflatten(-1, (len(columns), count)), probabilities[..., size:]
+            of, probabilities = (
+                probabilities[..., :size].unflatten(-1, (len(columns), count)),
+                probabilities[..., size:],
+            )
             ordered = torch.as_tensor(self.types[columns.numpy()] == "ordinal")
             median = (of.cumsum(-1) < 0.5).sum(-1).clamp(max=count - 1)
             point[..., columns] = torch.where(ordered, median, of.argmax(-1)).to(point.dtype)

@@ -13,7 +13,8 @@ def to_arviz(vae: Any, data: Any, num_draws: int = 200, seed: int = 0) -> Any:
     """Draws from the guide as ArviZ's InferenceData (0.2x) or an xarray DataTree (1.x).
 
     Groups: posterior {z}; log_prior {z}; sample_stats {lp: log p(x, z), log_q: log q(z|x), log_weight}, in nats of the
-    data in its own units; observed_data {x}, in encoded units; constant_data {mask} where cells may be missing. Dimensions: chain (1), draw, row, latent, column. There is
+    data in its own units; observed_data {x}, in encoded units;
+    constant_data {mask} where cells may be missing. Dimensions: chain (1), draw, row, latent, column. There is
     no log_likelihood group: leave-one-out on log p(x|z) is wrong for a latent of the row itself.
 
     Args:

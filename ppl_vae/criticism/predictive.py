@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from ppl_vae.data.tables import read
 from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer.draws import each_block, in_mode, likelihood_mean
 from ppl_vae.infer.scope import isolated
@@ -67,7 +68,7 @@ def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarr
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         sites = poutine.trace(vae.guide).get_trace(*args, **given).nodes
         try:
-            alone = not any(s["type"] == "sample" and not s["is_observed"] for n, s in sites.items() if n not in ("z", "data"))
+            alone = not any(s["type"] == "sample" for n, s in sites.items() if n not in ("z", "data"))
             mean = sites["z"]["fn"].mean if alone else None
         except NotImplementedError:
             mean = None
@@ -126,7 +127,9 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
         return _like(decode(vae, encode(vae, data), data), data)
     if vae.schema is not None and (column := _coded(vae.schema)):
         raise OptionError(f"num_draws: got {num_draws} with the column {column!r}, whose codes have no average")
-    return _like(_own(vae, torch.cat(each_block(vae, vae.batch(data), num_draws, seed, average, likelihood_mean))), data)
+    return _like(
+        _own(vae, torch.cat(each_block(vae, vae.batch(data), num_draws, seed, average, likelihood_mean))), data
+    )
 
 
 def predict(vae: Any, data: Any, at: dict[str, Any]) -> Any:
@@ -144,8 +147,7 @@ def predict(vae: Any, data: Any, at: dict[str, Any]) -> Any:
         raise OptionError("predict: got a model without covariates, expected one built with covariates=...")
     if unknown := sorted(at.keys() - set(schema.names)):
         raise OptionError(f"at: got {unknown}, expected covariates among {list(schema.names)}")
-    frame = pandas_frame(data)
-    return _like(decode(vae, encode(vae, data), frame.assign(**at)), data)
+    return _like(decode(vae, encode(vae, data), _frame(data).assign(**at)), data)
 
 
 def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10) -> Any:
@@ -196,10 +198,37 @@ def _given(vae: Any, given: Any, n: int) -> dict[str, Any]:
     if schema is None or (schema.covariates is None and schema.group is None):
         return {}
     if given is None:
-        named = [*(schema.covariates.names if schema.covariates else ()), *([schema.group.name] if schema.group else ())]
+        named = [
+            *(schema.covariates.names if schema.covariates else ()),
+            *([schema.group.name] if schema.group else ()),
+        ]
         raise OptionError(f"given: got nothing, expected {n} rows with the columns {named} that the model is given")
     like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
-    return schema.given(given, n, dtype=like.dtype, device=like.device)
+    frame, further = _frame(given), {}
+    if len(frame) != n:
+        raise OptionError(f"given: got {len(frame)} rows, expected {n}")
+    if schema.covariates is not None:
+        if missing := [name for name in schema.covariates.names if name not in frame]:
+            raise OptionError(f"given: got the columns {list(frame)}, expected also {missing}")
+        covariates = frame[list(schema.covariates.names)]
+        further["c"] = schema.covariates.tensors(covariates, dtype=like.dtype, device=like.device).x
+    if schema.group is not None:
+        codes = {level: code for code, level in enumerate(schema.group.levels)}
+        column = frame[schema.group.name] if schema.group.name in frame else [None] * n
+        further["group"] = torch.tensor([codes.get(level, -1) for level in column], device=like.device)
+    return further
+
+
+def _frame(data: Any) -> Any:
+    """Rows as a pandas data frame."""
+    import pandas as pd
+
+    if isinstance(data, pd.DataFrame):
+        return data
+    if hasattr(data, "to_pandas"):
+        return data.to_pandas()
+    table = read(data)
+    return pd.DataFrame(table.values, columns=list(table.names))
 
 
 def _coded(schema: Any) -> str | None:

@@ -81,7 +81,9 @@ def joined(parts: list[Draws], along: int, rows: slice = slice(None)) -> Draws:
         return torch.cat(list(values), along)[:, rows]
 
     sites = {name: cat(p.sites[name] for p in parts) for name in parts[0].sites}
-    shared = {name: torch.cat([p.shared[name] for p in (parts if along == 0 else parts[:1])]) for name in parts[0].shared}
+    shared = {
+        name: torch.cat([p.shared[name] for p in (parts if along == 0 else parts[:1])]) for name in parts[0].shared
+    }
     log_lik, log_prior, log_q, log_weight = (cat(getattr(p, name) for p in parts) for name in DENSITIES)
     observed = [p.observed for p in parts if p.observed is not None]
     return Draws(
@@ -296,7 +298,9 @@ def facts(vae: Any, batch: Batch) -> Facts:
     few = batch.rows(slice(2))
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
         guide, model = traces(vae, few, row_keys(few, 0), 1, strict=False)
-    marked = [n for n, s in (guide | model).items() if s["infer"].get("enumerate") == "parallel" and not s["is_observed"]]
+    marked = [
+        n for n, s in (guide | model).items() if s["infer"].get("enumerate") == "parallel" and not s["is_observed"]
+    ]
     return Facts(
         point=all(isinstance(base(s["fn"]), dist.Delta) for s in guide.values()),
         proper=not any(isinstance(base(s["fn"]), dist.ImproperUniform) for s in model.values()),

@@ -20,11 +20,13 @@ class Tally(Messenger):
     Attributes:
         sites: {(role, name): [(S, n) for each time that the program ran]}; role: "q" of the guide, "prior" or
             "likelihood" of the model.
+        summed_out: whether any site was enumerated.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sites: dict[tuple[str, str], list[Tensor]] = {}
+        self.summed_out = False
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -33,6 +35,7 @@ class Tally(Messenger):
             return
         if msg["is_observed"] and msg["name"] != "x":  # a classifier's labels are in no bound
             return
+        self.summed_out |= msg["infer"].get("_enumerate_dim") is not None
         role = "likelihood" if msg["is_observed"] else "q" if msg["value"] is None else "prior"
         kept = self.sites.setdefault((role, msg["name"]), [])
         me = weakref.ref(msg["fn"])  # a strong one would be a cycle, and keep the step's graph alive
@@ -65,7 +68,7 @@ class Tally(Messenger):
 
         Where sites are summed out the terms are not apart: the bound is the objective's `value`.
         """
-        if any(term.dim() > 2 for kept in self.sites.values() for term in kept):
+        if self.summed_out:
             return {"bound": value, "reconstruction": nan, "kl": nan}
         log_lik, kl = self.total("likelihood"), self.total("q") - self.total("prior")
         bound = BOUNDS[target.bound](log_lik - kl)
@@ -93,7 +96,7 @@ class Relaxed(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"] and not site_is_subsample(msg) and msg["fn"].support.is_discrete:
-            msg["fn"] = relaxed(msg["fn"], self.temperature)
+            msg["fn"] = relaxed(msg["fn"], torch.tensor(self.temperature))
 
 
 class LatentScale(Messenger):

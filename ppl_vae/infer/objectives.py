@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from ppl_vae.errors import OptionError, choose
 from ppl_vae.infer.draws import Facts
+from ppl_vae.infer.importance import ImportanceWeighted
 
 
 class Objective(NamedTuple):
@@ -59,9 +60,9 @@ def trace_mean_field_elbo(particles: int) -> ELBO:
     return TraceMeanField_ELBO(**_options(particles))
 
 
-def renyi_elbo(particles: int) -> ELBO:
-    """Pyro's `RenyiELBO` at alpha = 0, per row since all sites share the plate "data"; with one particle, the ELBO."""
-    return RenyiELBO(alpha=0.0, **_options(particles))
+def importance_weighted(particles: int) -> ELBO:
+    """`ImportanceWeighted`; with one particle, the ELBO."""
+    return ImportanceWeighted(**_options(particles))
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -76,7 +77,7 @@ OBJECTIVES: dict[str, Objective] = {
         text="the same bound with KL(q||p) in closed form where there is one (Kingma & Welling 2013, eq. 7)",
     ),
     "iwae": Objective(
-        renyi_elbo,
+        importance_weighted,
         bound="iwae",
         weighs_kl=False,
         discrete=False,

@@ -12,8 +12,8 @@ from pyro.infer import SVI, config_enumerate
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
 from ppl_vae.data.schema import Batch
+from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
 from ppl_vae.infer.draws import facts, in_mode, row_blocks
 from ppl_vae.infer.handlers import LatentScale, Relaxed, SharedScale, Tally
 from ppl_vae.infer.history import History
@@ -56,7 +56,8 @@ def fit(
     Args:
         vae: a model with its guide.
         data: n rows, n >= 2.
-        objective: a name of `objectives()`, (name, options) as ("relaxation", {"temperature": 0.3}), or a factory of any Pyro ELBO (a class, or a function of nothing).
+        objective: a name of `objectives()`, (name, options) as ("relaxation", {"temperature": 0.3}), or a factory of any
+            Pyro ELBO (a class, or a function of nothing).
         particles: draws of z a row and step; K of "iwae".
         epochs: passes over the training rows, each in a new order.
         batch_size: rows a step.
@@ -125,6 +126,7 @@ def fit(
     history = History()
     with isolated(vae, seed), warnings.catch_warnings(), in_mode(vae, training=True):
         warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's warning; our error says where
+        warnings.filterwarnings("ignore", ".* because requires_grad=False")  # Pyro's, of parameters that were frozen
         vae.zero_grad(set_to_none=True)
         rows = Rows(vae, encoded, valid, pixels, seed, int(vae.steps))
         target = fitting(target, objective, facts(vae, encoded))
@@ -171,9 +173,7 @@ def fit(
 class Step:
     """One step of SVI, with noise keyed by (seed, step, row) and a record of the densities that it met."""
 
-    def __init__(
-        self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int, total: int
-    ) -> None:
+    def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int, total: int) -> None:
         self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, int(vae.steps)
         self.total = total
         self.jacobian = vae.schema.log_jacobian if vae.schema is not None else 0.0

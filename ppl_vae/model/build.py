@@ -15,8 +15,8 @@ from torch.distributions import constraints
 from ppl_vae.data.columns import LIKELIHOOD_TYPES
 from ppl_vae.data.schema import Schema
 from ppl_vae.errors import OptionError, choose, whole
-from ppl_vae.model.classes import Classes
 from ppl_vae.model import families
+from ppl_vae.model.classes import Classes
 from ppl_vae.model.conditional import Decoder, Encoder, beside, width
 from ppl_vae.model.inputs import Inputs
 from ppl_vae.model.nets import conv_decoder, conv_encoder, mlp
@@ -137,7 +137,9 @@ def build(
         else:
             schema = _schema(data, likelihood, standardize, nullable, roles)
     elif nullable or covariates or group or label:
-        raise OptionError("schema: got one beside nullable, covariates, group or label, expected the schema to say these")
+        raise OptionError(
+            "schema: got one beside nullable, covariates, group or label, expected the schema to say these"
+        )
     if likelihood == Default.likelihood and schema.likelihoods is not None:
         likelihood = "infer"
     chosen = Default(
@@ -173,7 +175,8 @@ def assemble(schema: Schema, chosen: dict[str, Any], rows: Callable[[], Any] | N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(whole("seed", of.seed, None) & 0x7FFFFFFFFFFFFFFF)
         nets = options.make(choose("nets", of.nets, NETS), schema, of.hidden, of.activation)
-        vae = _programs(schema, of, options, *nets, rows)
+        encoder_net, decoder_net = nets
+        vae = _programs(schema, of, options, encoder_net, decoder_net, rows)
     options.refuse_unused()
     if all(map(_named, (of.likelihood, of.prior, of.posterior))):
         vae.recipe = {"kind": "build", **chosen}
@@ -206,7 +209,12 @@ def _programs(
     first = next((m for m in decoder.net.modules() if isinstance(m, nn.Linear)), None)
     groups = 0 if schema.group is None else len(schema.group.levels)
     setting = Setting(
-        k, encoder=encoder, rows=features, covariates=0 if given is None else given.width, groups=groups, first_layer=first
+        k,
+        encoder=encoder,
+        rows=features,
+        covariates=0 if given is None else given.width,
+        groups=groups,
+        first_layer=first,
     )
     vae = VAE(encoder, decoder, _prior(of.prior, setting, options, given), schema)
     if schema.label is not None:
@@ -303,7 +311,8 @@ def _schema(
         kind = _column_type(likelihood)
         if kind == "real":
             return Schema.fit(data, standardize, nullable=nullable, **roles)
-        return Schema.fit(data, standardize, likelihood="it", nullable=nullable, likelihood_types={"it": kind}, **roles)
+        types = {**LIKELIHOOD_TYPES, "it": kind}  # covariates have types of their own
+        return Schema.fit(data, standardize, likelihood="it", nullable=nullable, likelihood_types=types, **roles)
     names = {column: choice if isinstance(choice, str) else f"column {column}" for column, choice in likelihood.items()}
     types = {**LIKELIHOOD_TYPES, **{names[column]: _column_type(choice) for column, choice in likelihood.items()}}
     return Schema.fit(data, standardize, likelihood=names, nullable=nullable, likelihood_types=types, **roles)

@@ -34,7 +34,7 @@ class Classes(nn.Module):
         self.inputs, self.net, self.covariates, self.weight = inputs, net, covariates, weight
         self.logits = nn.Parameter(torch.zeros(classes))
 
-    def prior(self) -> dist.Distribution:
+    def prior(self) -> Any:
         """p(y)."""
         return dist.OneHotCategorical(logits=self.logits)
 
@@ -55,8 +55,9 @@ class Classes(nn.Module):
     def supervise(self, x: Tensor, mask: Tensor | None, c: Tensor | None, label: Tensor) -> None:
         """The site "label": the known classes under the classifier, weighted."""
         logits = self.classify(x, mask, c)
-        with poutine.scale(scale=self.weight), poutine.mask(mask=label >= 0):
-            pyro.sample("label", dist.OneHotCategorical(logits=logits), obs=self._one_hot(label, logits))
+        classes = dist.OneHotCategorical(logits=logits).mask(label >= 0)
+        with poutine.scale(scale=self.weight):
+            pyro.sample("label", classes, obs=self._one_hot(label, logits))
 
     def _one_hot(self, label: Tensor, like: Tensor) -> Tensor:
         return one_hot(label.clamp(min=0), len(self.logits)).to(like)

@@ -122,16 +122,22 @@ class Flow(nn.Module):
         link: str = "softplus",
     ) -> None:
         super().__init__()
+        here = torch.get_default_device()
         self.latent, self.inverse, self.link = latent, inverse, choose("scale_link", link, SCALE_LINKS)
         if isinstance(hidden, str) or not isinstance(hidden, Sequence):
             raise OptionError(f"flow_hidden: got {hidden!r}, expected a sequence of whole numbers such as (64, 64)")
-        self.transform = choose("flow", kind, KINDS)(
-            features=whole("latent", latent),
-            context=whole("context", context, 0),
-            transforms=whole("transforms", transforms),
-            hidden_features=[whole("flow_hidden", size) for size in hidden],
-            activation=nn.SiLU,  # smooth, for samplers that follow gradients
-        ).transform
+        self.text = (
+            f"Flow({latent}, {kind!r}, {transforms}, {tuple(hidden)}, {context}, inverse={inverse}, link={link!r})"
+        )
+        with torch.device("cpu"):  # zuko's masks cannot be worked out on "meta", where a saved model is laid out
+            flow = choose("flow", kind, KINDS)(
+                features=whole("latent", latent),
+                context=whole("context", context, 0),
+                transforms=whole("transforms", transforms),
+                hidden_features=[whole("flow_hidden", size) for size in hidden],
+                activation=nn.SiLU,  # smooth, for samplers that follow gradients
+            )
+        self.transform = flow.transform.to(here)
         self.register_buffer("loc", torch.zeros(latent))
         self.register_buffer("scale", torch.ones(latent))
         self.register_buffer("context", torch.zeros(context))
@@ -141,7 +147,11 @@ class Flow(nn.Module):
                 for parameter in part.hyper[-1].parameters() if hasattr(part, "hyper") else part.parameters():
                     parameter *= START
 
+    def __repr__(self) -> str:
+        return self.text  # zuko's draws random numbers, and needs values
+
     def forward(self, raw: Tensor | None = None) -> FlowDistribution:
+        """p(z), or q(z|x) at raw numbers (..., width)."""
         loc, scale, context = self.loc, self.scale, self.context
         if raw is not None:
             loc, unbounded, context = raw.split([self.latent, self.latent, len(self.context)], -1)

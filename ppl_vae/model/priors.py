@@ -19,7 +19,7 @@ from ppl_vae.model.families import UNIT, softplus_scale
 from ppl_vae.model.flows import Flow
 from ppl_vae.model.mixture import Mixture, of_normals
 from ppl_vae.model.nets import mlp
-from ppl_vae.model.posteriors import at_least_two
+from ppl_vae.model.posteriors import Point, at_least_two
 from ppl_vae.model.shrinkage import ARD, Horseshoe, Shrinkage
 from ppl_vae.model.simplex import logistic_normal as on_simplex
 from ppl_vae.model.sphere import UniformSphere
@@ -87,6 +87,9 @@ class Family(nn.Module):
             else:
                 self.register_buffer(name, value)
 
+    def extra_repr(self) -> str:
+        return self.family.__name__
+
     def forward(self) -> dist.Distribution:
         made: Any = self.family(**{name: getattr(self, name) for name in self.names})
         return made.to_event(1 - len(made.event_shape))
@@ -142,9 +145,8 @@ class Vamp(nn.Module):
 
     def __init__(self, encoder: Any, pseudo_inputs: Tensor) -> None:
         super().__init__()
-        self._encoder = (
-            encoder,
-        )  # in a tuple: its parameters are registered once, and a copy of the model keeps the tie
+        # in a tuple, so that its parameters are registered once and a copy of the model keeps the tie
+        self._encoder = (encoder,)
         self.pseudo_inputs = nn.Parameter(pseudo_inputs)
         self.register_buffer("logits", torch.zeros(len(pseudo_inputs)).to(pseudo_inputs))
 
@@ -250,9 +252,7 @@ def vamp(setting: Setting, *, components: int = 50) -> nn.Module:
     else:
         start = rows[torch.randint(len(rows), (count,))]
         start = start + JITTER * torch.randn_like(start)
-    with torch.no_grad():
-        posterior = setting.encoder.at(start[:1])
-    if isinstance(getattr(posterior, "base_dist", posterior), dist.Delta):
+    if isinstance(setting.encoder.family, Point):
         raise OptionError("prior: got 'vamp' with a point posterior, expected one with a density, which it mixes")
     return Vamp(setting.encoder, start)
 

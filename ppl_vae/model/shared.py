@@ -28,7 +28,7 @@ class MeanFieldShared(nn.Module):
         super().__init__()
         self.program = (program,)  # a tuple: the parameters of the prior are not the guide's
         with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
-            nodes = poutine.trace(program).get_trace().nodes
+            nodes: dict[str, Any] = dict(poutine.trace(program).get_trace().nodes)
         self.loc, self.raw = nn.ParameterDict(), nn.ParameterDict()
         for name in latent_sites(nodes):
             start = biject_to(nodes[name]["fn"].support).inv(nodes[name]["value"])
@@ -41,7 +41,7 @@ class MeanFieldShared(nn.Module):
             nodes = poutine.trace(self.program[0]).get_trace().nodes
         values = {}
         for name in latent_sites(nodes):
-            fn = nodes[name]["fn"]
+            fn: Any = nodes[name]["fn"]
             normal = dist.Normal(self.loc[name], softplus_scale(self.raw[name])).to_event(len(fn.event_shape))
             with ExitStack() as plates:
                 for frame in nodes[name]["cond_indep_stack"]:

@@ -39,7 +39,7 @@ def _names(call: Callable) -> frozenset[str] | None:
     return None if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()) else frozenset(parameters)
 
 
-def call(part: Any, *values: Tensor, **given: Any) -> dist.Distribution:
+def call(part: Any, *values: Tensor, **given: Any) -> Any:
     """`part(*values)` with those of the further arguments that its signature names."""
     names = _names(type(part).forward if isinstance(part, nn.Module) else part)
     return part(*values, **(given if names is None else {name: given[name] for name in names & given.keys()}))

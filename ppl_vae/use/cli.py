@@ -128,7 +128,9 @@ def score(
     from ppl_vae.use.store import load
 
     _check_csv(out)
-    _write_scores(out, load(model), _rows(data, missing, names), contamination, scoring=scoring, num_draws=num_draws, seed=seed)
+    _write_scores(
+        out, load(model), _rows(data, missing, names), contamination, scoring=scoring, num_draws=num_draws, seed=seed
+    )
 
 
 def impute(model: str, data: str, out: str, seed: int, missing: list[str], names: list[str]) -> None:
@@ -306,8 +308,12 @@ def _score_arguments(one: ArgumentParser) -> None:
 
 
 def _add_reading(one: ArgumentParser) -> None:
-    one.add_argument("--missing", type=list[str], default=[], help='texts of a CSV file that stand for a missing cell, as ["?"]')
-    one.add_argument("--names", type=list[str], default=[], help="column names of a CSV file without a first line of them")
+    one.add_argument(
+        "--missing", type=list[str], default=[], help='texts of a CSV file that stand for a missing cell, as ["?"]'
+    )
+    one.add_argument(
+        "--names", type=list[str], default=[], help="column names of a CSV file without a first line of them"
+    )
 
 
 def _impute_arguments(one: ArgumentParser) -> None:
@@ -345,7 +351,9 @@ def _add_options(one: ArgumentParser, group: str, options: type) -> None:
     hints, texts = typing.get_type_hints(options), _texts(options)
     for field in fields(options):
         kind = hints[field.name]
-        if isinstance(kind, UnionType) and str in typing.get_args(kind):  # a union takes the first type that fits, and every value fits str
+        if isinstance(kind, UnionType) and str in typing.get_args(
+            kind
+        ):  # a union takes the first type that fits, and every value fits str
             kind = reduce(or_, sorted(typing.get_args(kind), key=lambda part: part is str))
         one.add_argument(f"--{group}.{field.name}", type=kind, default=field.default, help=texts[field.name])
 

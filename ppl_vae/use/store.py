@@ -255,7 +255,8 @@ def _checked(schema: Schema, state: Any) -> Schema:
         and all(_are_levels(levels) for levels in schema.levels or () if levels is not None)
         and set(schema.nullable) <= set(schema.names)
         and all(
-            beside is None or (beside.name not in columns and isinstance(beside.name, str) and _are_levels(beside.levels))
+            beside is None
+            or (beside.name not in columns and isinstance(beside.name, str) and _are_levels(beside.levels))
             for beside in (schema.group, schema.label)
         )
     )

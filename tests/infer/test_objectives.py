@@ -196,3 +196,28 @@ def test_each_row_of_iwae_is_weighed_alone():
     exact = dist.Normal(0.0, math.sqrt(1 + scale**2)).log_prob(x).sum()
     assert got == pytest.approx(float(exact), abs=1.0)
     assert "loc" not in pyro.get_param_store()
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_iwae_is_renyis_bound_and_adds_a_prior_of_weights_once(particles):
+    """Pyro's RenyiELBO puts an observed site that all rows share inside the logarithm, and the whole batch with it."""
+    x = RANDOM.randn(30, 5)
+
+    def both(prior):
+        vae = pv.build(x, latent=3, hidden=(), prior=prior).double()
+        rows = vae.batch(x)
+        with isolated(vae), Keyed(step_keys(torch.arange(30), 0, 0)):
+            ours = objective("iwae").make(particles).loss(vae.model, vae.guide, rows.x)
+        with isolated(vae), Keyed(step_keys(torch.arange(30), 0, 0)):
+            vectorized = particles > 1
+            theirs = RenyiELBO(alpha=0.0, num_particles=particles, vectorize_particles=vectorized, max_plate_nesting=1)
+            theirs = theirs.loss(vae.model, vae.guide, rows.x)
+        with isolated(vae):
+            sites = pyro.poutine.trace(vae.model).get_trace(n=1).nodes.values()
+        shared = [s for s in sites if s["type"] == "sample" and s["is_observed"]]
+        return ours, theirs, sum(float(s["fn"].log_prob(s["value"]).sum().detach()) for s in shared)
+
+    plain, renyi, _ = both("standard_normal")
+    assert plain == pytest.approx(renyi, abs=1e-9)
+    penalised, _, log_prior = both("ard")
+    assert penalised == pytest.approx(plain - log_prior, abs=1e-9)

@@ -122,6 +122,22 @@ def test_shapes_expansion_and_types():
     assert biject_to(q.support)(z).shape == z.shape
 
 
+@pytest.mark.parametrize("latent", [1, 3])
+def test_is_laid_out_without_values_and_shown_without_random_numbers(latent):
+    """Saved models are laid out on the meta device and compared by their text."""
+    with torch.device("meta"):
+        empty = Flow(latent, context=2)
+    state = torch.get_rng_state()
+    assert all(value.is_meta for value in empty.state_dict().values()) and repr(empty) == repr(Flow(latent, context=2))
+    torch.set_rng_state(state)
+    repr(empty)
+    assert torch.equal(torch.get_rng_state(), state)
+    full = Flow(latent, context=2)
+    empty.load_state_dict(full.state_dict(), assign=True)
+    z = torch.randn(5, latent)
+    assert torch.equal(empty().log_prob(z), full().log_prob(z))
+
+
 def test_errors_name_the_option():
     with pytest.raises(OptionError, match="flow: got 'glow'"):
         Flow(2, "glow")

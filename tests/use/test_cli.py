@@ -109,7 +109,7 @@ def test_help_names_every_choice_and_its_default(run: Run) -> None:
     code, out, _ = run("fit", "--help")
     text = " ".join(out.split())
     assert code == 0
-    assert "normal | bernoulli | continuous_bernoulli" in text and "widths of the hidden layers" in text
+    assert "normal, student_t, bernoulli, poisson" in text and "widths of the hidden layers" in text
     assert all(name in " ".join(run("score", "--help")[1].split()) for name in SCORES)
     assert run("--version") == (0, f"ppl-vae {pv.__version__}\n", "")
 
