@@ -324,42 +324,6 @@ class Schema:
         group, label = _numbers(table, self.group, False, device), _numbers(table, self.label, True, device)
         return Batch(x, mask, c, group, label)
 
-    def given(
-        self, data: Any, n: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
-    ) -> dict[str, torch.Tensor]:
-        """What the columns beside the modelled ones say of n rows, by the names of a `Batch`: c, group and label.
-
-        Args:
-            data: n rows, or one that stands for all, of any kind that `tables.read` accepts, with the covariates' columns;
-                those of group and label may be absent, further ones are not looked at. Of an array of just as many columns
-                as there are covariates these are matched by position. None will do where there are no covariates.
-            dtype, device: as in `tensors`.
-
-        Returns: "c" (n, q), "group" (n,) and "label" (n,), those that the schema declares.
-
-        Raises: DataError, as `tensors`; OptionError where no data are given, or another number of rows.
-        """
-        names = () if self.covariates is None else self.covariates.names
-        if data is None and names:
-            raise OptionError(
-                f"given: got nothing, expected rows with the columns {list(names)} that the model is given"
-            )
-        if data is None:
-            return {k: torch.full((n,), -1, device=device) for k in ("group", "label") if getattr(self, k) is not None}
-        table = read(data)
-        if table.kind not in FRAMES and len(table.names) == len(names):
-            table = table._replace(names=names)
-        if absent := [name for name in names if name not in table.names]:
-            raise DataError(f"given: missing {absent}; got {list(table.names)}, expected {list(self._beside)}")
-        if len(table.values) not in (1, n):
-            raise OptionError(f"given: got {len(table.values)} rows, expected {n}, or one that stands for all")
-        parts = {
-            "c": self.covariates and self.covariates._encoded(_pick(table, names), dtype, device)[0],
-            "group": _numbers(table, self.group, False, device),
-            "label": _numbers(table, self.label, True, device),
-        }
-        return {k: v.expand(n, *v.shape[1:]) for k, v in parts.items() if v is not None}
-
     def decode(self, x: torch.Tensor | np.ndarray) -> Any:
         """Turn encoded rows into data of the schema's own type and units.
 
