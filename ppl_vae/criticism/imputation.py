@@ -11,7 +11,6 @@ from torch import Tensor
 from ppl_vae.criticism.inference_data import attributes, wrapped
 from ppl_vae.data.fill import filled
 from ppl_vae.data.schema import Schema
-from ppl_vae.data.tables import read
 from ppl_vae.errors import OptionError, ProgramError, whole
 from ppl_vae.infer.draws import Draws, each_block, facts
 from ppl_vae.infer.noise import base
@@ -39,7 +38,6 @@ class Imputed:
     ess: np.ndarray
     _data: Any = None
     _cells: Cells = field(default_factory=dict)
-    _names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         cells = sum(len(rows) for rows, _ in self._cells.values())
@@ -54,7 +52,7 @@ class Imputed:
         """The m-th completed table, of the data's own type: analyse each, then pool by Rubin's rules."""
         if not 0 <= m < self.num_draws:
             raise OptionError(f"m: got {m!r}, expected a number from 0 to {self.num_draws - 1}")
-        return filled(self._data, {name: (rows, values[m]) for name, (rows, values) in self._cells.items()}, self._names)
+        return filled(self._data, {name: (rows, values[m]) for name, (rows, values) in self._cells.items()})
 
 
 def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: int = 1000) -> Imputed:
@@ -110,8 +108,7 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
             here = missing[:, j]
             points[schema.names[j]] = rows[here], own(schema, j, point[here, j])
             cells[schema.names[j]] = rows[here], own(schema, j, drawn[:, here, j])
-    names = schema._named(read(data)).names
-    return Imputed(filled(data, points, names), _arviz(schema, cells, num_draws, seed), ess, data, cells, names)
+    return Imputed(filled(data, points), _arviz(schema, cells, num_draws, seed), ess, data, cells)
 
 
 class Filled(NamedTuple):

@@ -80,13 +80,6 @@ class RowMultinomial(dist.Multinomial):
 
     support = constraints.independent(constraints.nonnegative_integer, 1)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """torch's, without the writing into a mask that `torch.func.vmap` refuses."""
-        if self._validate_args:
-            self._validate_sample(value)
-        factorials = torch.lgamma(value.sum(-1) + 1) - torch.lgamma(value + 1).sum(-1)
-        return factorials + torch.where(value > 0, value * self.logits, 0.0).sum(-1)
-
 
 class DiscretizedLogistic(dist.TorchDistribution):
     """Logistic rounded to 256 grey levels, the outer two with the tails (Salimans et al. 2017, eq. 2, one component).

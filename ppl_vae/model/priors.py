@@ -92,7 +92,7 @@ class Family(nn.Module):
 
     def forward(self) -> dist.Distribution:
         made: Any = self.family(**{name: getattr(self, name) for name in self.names})
-        return made if made.event_shape else made.to_event(1)  # to_event(0) would unmake a `BitVector`
+        return made.to_event(1 - len(made.event_shape))
 
 
 def learned_normal(loc: Tensor, raw: Tensor) -> dist.Distribution:

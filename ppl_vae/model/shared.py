@@ -17,13 +17,6 @@ START = 0.1
 """Standard deviation at which every site starts, in unconstrained coordinates."""
 
 
-class Named(nn.ParameterDict):
-    """Parameters by name. torch's own text would tell their device and dtype, in which equal models may differ."""
-
-    def __repr__(self) -> str:
-        return f"Named({', '.join(self)})"
-
-
 class MeanFieldShared(nn.Module):
     """q(w): an independent normal for each number of every site of a program, pushed into the site's support.
 
@@ -34,10 +27,9 @@ class MeanFieldShared(nn.Module):
     def __init__(self, program: Callable[[], Any]) -> None:
         super().__init__()
         self.program = (program,)  # a tuple: the parameters of the prior are not the guide's
-        # without validation, which needs values: a model that is loaded has none yet
-        with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+        with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
             nodes: dict[str, Any] = dict(poutine.trace(program).get_trace().nodes)
-        self.loc, self.raw = Named(), Named()
+        self.loc, self.raw = nn.ParameterDict(), nn.ParameterDict()
         for name in latent_sites(nodes):
             start = biject_to(nodes[name]["fn"].support).inv(nodes[name]["value"])
             self.loc[name] = nn.Parameter(torch.zeros_like(start))
