@@ -26,8 +26,6 @@ PARTS: dict[str, dict[str, Any]] = {
     "vamp": {"prior": "vamp", "components": 200},
     "flow": {"prior": "flow"},
     "iaf": {"posterior": "iaf"},
-    "spline_flow": {"posterior": "spline_flow"},
-    "vamp+iaf": {"prior": "vamp", "components": 500, "posterior": "iaf"},
 }
 ROWS = {"epochs": 100, "batch_size": 200, "lr": 1e-3, "kl_warmup": 10, "valid": 0.0}
 SEEDS = (0, 1, 2)

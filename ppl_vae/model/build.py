@@ -308,17 +308,18 @@ def _schema(
 ) -> Schema:
     """Columns of the types that their likelihoods are for; those that a dict leaves out are inferred."""
     if not isinstance(likelihood, dict):
-        kind = _column_type(likelihood)
+        kind = column_type(likelihood)
         if kind == "real":
             return Schema.fit(data, standardize, nullable=nullable, **roles)
-        types = {**LIKELIHOOD_TYPES, "it": kind}  # covariates have types of their own
-        return Schema.fit(data, standardize, likelihood="it", nullable=nullable, likelihood_types=types, **roles)
+        name = likelihood if isinstance(likelihood, str) else "own"
+        types = {**LIKELIHOOD_TYPES, name: kind}
+        return Schema.fit(data, standardize, likelihood=name, nullable=nullable, likelihood_types=types, **roles)
     names = {column: choice if isinstance(choice, str) else f"column {column}" for column, choice in likelihood.items()}
-    types = {**LIKELIHOOD_TYPES, **{names[column]: _column_type(choice) for column, choice in likelihood.items()}}
+    types = {**LIKELIHOOD_TYPES, **{names[column]: column_type(choice) for column, choice in likelihood.items()}}
     return Schema.fit(data, standardize, likelihood=names, nullable=nullable, likelihood_types=types, **roles)
 
 
-def _column_type(likelihood: Any) -> str:
+def column_type(likelihood: Any) -> str:
     """The type of column that a likelihood is for, by its name, its own attribute `type`, or its support."""
     if not callable(likelihood):
         return getattr(part("likelihood", likelihood, families.LIKELIHOODS), "type", "real")

@@ -49,6 +49,9 @@ class MeanFieldShared(nn.Module):
                 values[name] = pyro.sample(name, dist.TransformedDistribution(normal, biject_to(fn.support)))
         return values
 
+    def __repr__(self) -> str:
+        return f"MeanFieldShared({', '.join(self.loc)})"
+
 
 def latent_sites(nodes: dict[str, Any]) -> list[str]:
     """The names of the unobserved sample sites of a trace."""

@@ -20,8 +20,9 @@ from ppl_vae.files import digest, from_json, read_bytes, to_json, write_bytes, w
 from ppl_vae.model.build import assemble
 from ppl_vae.model.linear import PCA, PPCA
 from ppl_vae.model.vae import VAE
+from ppl_vae.use.migrations import migrate
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEYS = {"format_version", "versions", "recipe", "schema", "dtype", "weights", "sha256"}
 MODEL_FILE = "model.json"
 MAX_MODEL_FILE = 64 * 2**20
@@ -46,7 +47,7 @@ RECIPES: dict[str, Callable[[dict[str, Any], Schema], VAE]] = {"build": _build, 
 
 def _made(recipe: dict[str, Any], schema: Schema) -> VAE:
     """The model of a recipe without values: no memory and no random numbers until its weights are known to fit."""
-    with torch.device("meta"):
+    with torch.device("meta"), pyro.validation_enabled(False):  # which looks at values
         return RECIPES[recipe["kind"]]({k: v for k, v in recipe.items() if k != "kind"}, schema)
 
 
@@ -114,6 +115,7 @@ def load(path: str | PathLike) -> VAE:
     state = _read_weights(folder, content)
     name = folder / MODEL_FILE
     try:
+        content, state = migrate(content, state, FORMAT_VERSION)
         schema = _schema(content["schema"])
         recipe = dict(content["recipe"])
         vae = _made(recipe, schema)
@@ -186,9 +188,9 @@ def _read_model_file(folder: Path) -> dict[str, Any]:
         _refuse(file, f"a JSON {type(content).__name__} without a format_version", f"format_version {FORMAT_VERSION}")
     version = content["format_version"]
     if version > FORMAT_VERSION:
-        _refuse(file, f"the newer format_version {version}", f"{FORMAT_VERSION}; upgrade ppl_vae")
-    if version != FORMAT_VERSION:
-        _refuse(file, f"format_version {version}", str(FORMAT_VERSION))
+        _refuse(file, f"the newer format_version {version}", f"at most {FORMAT_VERSION}; upgrade ppl_vae")
+    if version < 1:
+        _refuse(file, f"format_version {version}", f"1 to {FORMAT_VERSION}")
     if set(content) != KEYS:
         _refuse(file, f"the keys {sorted(content)!r:.300}", str(sorted(KEYS)))
     rest = {key: value for key, value in content.items() if key != "sha256"}

@@ -17,6 +17,7 @@ import torch
 import ppl_vae as pv
 from ppl_vae.files import digest, to_json
 from ppl_vae.use import store
+from tests.use.golden import make as golden
 
 RNG = np.random.RandomState(0)
 ROWS = RNG.randn(40, 6).astype(np.float32)
@@ -173,6 +174,25 @@ def test_what_is_absent_is_said(tmp_path: Path) -> None:
         pv.load(tmp_path / "model")
 
 
+GOLDEN = [(version, name) for version, models in golden.MODELS.items() for name in models]
+
+
+@pytest.mark.parametrize(("version", "name"), GOLDEN)
+def test_files_of_every_format_give_the_scores_that_they_gave(version: int, name: str, tmp_path: Path) -> None:
+    folder = Path(golden.__file__).parent / str(version) / name
+    data, _ = golden.MODELS[version][name]
+    before = np.load(folder / "scores.npy")
+    vae = pv.load(folder)
+    assert np.allclose(scores_of_4(vae, data), before, rtol=1e-5)
+    pv.save(vae, tmp_path)
+    assert json.loads((tmp_path / "model.json").read_text())["format_version"] == store.FORMAT_VERSION
+    assert np.array_equal(scores_of_4(pv.load(tmp_path), data), scores_of_4(vae, data))
+
+
+def scores_of_4(vae: Any, data: Any) -> np.ndarray:
+    return pv.score(vae, data, num_draws=4).values
+
+
 def forge(folder: Path, **changes: Any) -> None:
     """Change the content of model.json and make its digest right again."""
     file = folder / "model.json"
@@ -183,15 +203,15 @@ def forge(folder: Path, **changes: Any) -> None:
 
 def test_a_newer_format_is_named(tmp_path: Path) -> None:
     pv.save(small(), tmp_path)
-    forge(tmp_path, format_version=2)
-    assert "newer format_version 2, expected 1; upgrade ppl_vae" in refusal(tmp_path)
+    forge(tmp_path, format_version=3)
+    assert "newer format_version 3, expected at most 2; upgrade ppl_vae" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[1, 2]", "without a format_version"),
-        ('{"format_version": 0}', "format_version 0, expected 1"),
+        ('{"format_version": 0}', "format_version 0, expected 1 to 2"),
         ('{"format_version": 1}', "got the keys"),
         ('{"format_version": 1, "format_version": 1}', "a key stands twice"),
         ("{", "not the JSON expected"),
