@@ -80,6 +80,7 @@ def fit(
     names: list[str],
     scores: bool,
     imputations: bool,
+    parts: dict[str, Any],
     config: Any = None,
 ) -> None:
     """Fit a VAE to data; writes the model, history.csv and options.json (for --config) to a folder.
@@ -94,14 +95,15 @@ def fit(
     model_options, fit_options = ModelOptions(**vars(model)), FitOptions(**vars(fit))
     rows, folder = _rows(data, missing, names), Path(out)
     folder.mkdir(parents=True, exist_ok=True)  # before the work: where it cannot be written, there is no use in it
-    vae = build(rows, **asdict(model_options))
+    vae = build(rows, **asdict(model_options), **_checked_parts(parts))
     if model_options.likelihood == "infer":
         print(vae.schema)
     bar = fit_options.progress and sys.stderr.isatty()  # a bar in a log file is noise
     history = train(vae, rows, **{**asdict(fit_options), "progress": bar})
     save(vae, folder)
     history.save(folder / "history.csv")
-    write_text(folder / "options.json", to_json({"model": asdict(model_options), "fit": asdict(fit_options)}))
+    options = {"model": asdict(model_options), "parts": parts, "fit": asdict(fit_options)}
+    write_text(folder / "options.json", to_json(options))
     last = history.epochs[(history.best_epoch or len(history)) - 1]
     print(f"{len(history)} epochs in {history['seconds'][-1]:.1f} s")
     held_out = f", {last['valid_bound']:.4f} on the rows held out" if fit_options.valid else ""
@@ -242,6 +244,13 @@ def _write_imputed(out: str | Path, vae: Any, rows: Any, seed: int = 0) -> None:
     print(f"wrote {out}: {imputed!r}")
 
 
+def _checked_parts(parts: dict[str, Any]) -> dict[str, Any]:
+    """Options of the parts, none of which is one of the model's; sequences as `build` takes them."""
+    if known := sorted(parts.keys() & {field.name for field in fields(ModelOptions)}):
+        raise OptionError(f"parts: got {known[0]!r}, expected it as --model.{known[0]}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()}
+
+
 def _check_csv(out: str) -> None:
     """Before the work: what is written is CSV, whatever the name says."""
     if Path(out).suffix.lower() != ".csv":
@@ -288,6 +297,12 @@ def _fit_arguments(one: ArgumentParser) -> None:
     one.add_argument("--scores", action="store_true", help="also score these rows, into scores.csv")
     one.add_argument("--imputations", action="store_true", help="also fill their missing cells, into imputed.csv")
     _add_options(one, "model", ModelOptions)
+    one.add_argument(
+        "--parts",
+        type=dict[str, bool | int | float | str | list[int]],
+        default={},
+        help='options of prior, likelihood, posterior and nets, as {"components": 20}',
+    )
     _add_options(one, "fit", FitOptions)
 
 

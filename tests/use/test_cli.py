@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 import time
@@ -77,6 +78,87 @@ def test_every_option_reaches_the_model(run: Run, table: Path) -> None:
     assert (recipe["scale"], recipe["hidden"], recipe["standardize"]) == (0.5, (4, 3), "center")
     options = json.loads(Path("model/options.json").read_text())
     assert options["fit"]["patience"] == 1 and options["fit"]["objective"] == "iwae"
+
+
+def test_options_of_the_parts(run: Run, table: Path) -> None:
+    parts = ("--model.prior", "mixture", "--parts", '{"components": 3}')
+    assert run("fit", str(table), "--out", "a", *SMALL, *parts)[0] == 0
+    assert run("fit", str(table), "--out", "b", "--config", "a/options.json")[0] == 0
+    for folder in "ab":
+        assert pv.load(folder).prior.loc.shape == (3, 2)
+    for wrong, message in (('{"knots": 3}', "the options ['knots']"), ('{"latent": 3}', "as --model.latent")):
+        code, _, err = run("fit", str(table), "--out", "c", "--parts", wrong)
+        assert code == 2 and message in err
+
+
+RAW = """39, clerk, 5, 0.1
+31, ?, 2, 2.5
+?, smith, ?, 0.7
+50, clerk, 1, 3.5
+44, smith, 7, ?
+28, clerk, 0, 1.5
+"""
+
+
+def test_from_a_raw_table_to_scores_and_imputations(run: Run) -> None:
+    Path("raw.csv").write_text(RAW * 10)
+    reading = ("--names", "[age, job, visits, wage]", "--missing", '["?"]')
+    asked = (*reading, "--model.likelihood", "infer", "--scores", "--imputations")
+    code, out, err = run("fit", "raw.csv", "--out", "m", *SMALL, *asked)
+    assert (code, err) == (0, "")
+    assert re.search(r"job +boolean +bernoulli +'clerk', 'smith' +yes", out)
+    raw = pv.read_csv("raw.csv", missing=["?"], names=["age", "job", "visits", "wage"])
+    filled = pd.read_csv("m/imputed.csv")
+    assert list(filled.columns) == list(raw.columns) and raw.isna().to_numpy().sum() == 40
+    assert not filled.isna().any().any()
+    for name in raw.columns:
+        there = raw[name].notna().to_numpy()
+        assert filled[name][there].tolist() == raw[name][there].tolist()
+    assert set(filled["job"]) == {"clerk", "smith"}
+    expected = pv.score(pv.load("m"), raw).values
+    assert np.array_equal(pd.read_csv("m/scores.csv")["score"], expected)
+
+    assert run("impute", "m", "raw.csv", "--out", "again.csv", *reading)[0] == 0
+    assert Path("again.csv").read_bytes() == Path("m/imputed.csv").read_bytes()
+    assert run("score", "m", "raw.csv", "--out", "again.csv", *reading)[0] == 0
+    assert Path("again.csv").read_bytes() == Path("m/scores.csv").read_bytes()
+    code, _, err = run("score", "m", "raw.csv", *reading[:2])
+    assert code == 2 and "'age'" in err and "'?'" in err
+
+
+def test_roles_of_columns(run: Run, table: Path) -> None:
+    frame = pd.read_csv(table).assign(site=np.arange(60) % 3, kind=["yes", "no"] * 30)
+    frame.to_csv("roles.csv", index=False)
+    roles = (
+        "--model.covariates",
+        "[c]",
+        "--model.group",
+        "site",
+        "--model.label",
+        "kind",
+        "--model.prior",
+        "hierarchical",
+    )
+    assert run("fit", "roles.csv", "--out", "m", *SMALL, *roles)[0] == 0
+    schema = pv.load("m").schema
+    assert (
+        schema is not None and schema.covariates is not None and schema.group is not None and schema.label is not None
+    )
+    assert (schema.names, schema.covariates.names) == (("a", "b"), ("c",))
+    assert (schema.group.name, schema.label.levels) == ("site", ("no", "yes"))
+
+
+def test_parts_lists_every_name(run: Run) -> None:
+    code, out, _ = run("parts")
+    assert code == 0
+    listed = {tuple(line.split()[:2]) for line in out.splitlines()}
+    kinds = {
+        "prior": pv.priors(),
+        "likelihood": pv.likelihoods(),
+        "posterior": pv.posteriors(),
+        "objective": pv.objectives(),
+    }
+    assert listed == {(kind, name) for kind, names in kinds.items() for name in names}
 
 
 def test_the_written_options_repeat_the_fit(run: Run, table: Path) -> None:
