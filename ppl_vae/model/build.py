@@ -329,12 +329,13 @@ def column_type(likelihood: Any) -> str:
 
 SUPPORTS = {
     repr(constraint): kind
-    for kind, constraint in {
-        "positive": constraints.positive,
-        "count": constraints.nonnegative_integer,
-        "unit": constraints.unit_interval,
-        "boolean": constraints.boolean,
-    }.items()
+    for constraint, kind in (
+        (constraints.positive, "positive"),
+        (constraints.nonnegative, "positive"),
+        (constraints.nonnegative_integer, "count"),
+        (constraints.unit_interval, "unit"),
+        (constraints.boolean, "boolean"),
+    )
 }
 
 
@@ -366,5 +367,11 @@ def _prior(prior: Any, setting: Setting, options: Options, covariates: Any) -> A
     if isinstance(prior, torch.distributions.Distribution):
         if not isinstance(prior, TorchDistributionMixin):
             raise OptionError(f"prior: got {prior!r} of torch.distributions, expected one of pyro.distributions")
+        if prior.event_shape != (setting.latent,):
+            batch, event = tuple(prior.batch_shape), tuple(prior.event_shape)
+            raise OptionError(
+                f"prior: got a {type(prior).__name__} of batch shape {batch} and event shape {event}, expected event shape "
+                f"({setting.latent},), the latent dimensions; .to_event(1) declares them"
+            )
         return lambda: prior
     return prior

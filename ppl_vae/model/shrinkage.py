@@ -6,6 +6,10 @@ training maximises the joint density (maximum a posteriori), and no uncertainty 
 
 A scale may still move to the next layer: exactly after a homogeneous activation (relu), in part after others. A linear
 decoder (`hidden=()`) leaves it nowhere to go.
+
+The number kept is that of the model's own dimensions, so the noise has to fit too: with scale="shared" it is equal in
+encoded units, and columns standardised each by its own (standardize="feature") then take dimensions to make up for it;
+use standardize="center", or scale="feature". Columns merge late in a fit: go on until `kept` stays the same.
 """
 
 import math

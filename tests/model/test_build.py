@@ -106,3 +106,21 @@ def test_parts_may_be_objects():
 def test_bad_options_say_what_was_got_and_expected(options, message):
     with pytest.raises(pv.OptionError, match=message):
         pv.build(X, **options)
+
+
+def test_a_class_of_distributions_tells_the_type_of_its_columns():
+    for family, x in (
+        (dist.Gamma, X + 0.1),
+        (dist.Exponential, X + 0.1),
+        (dist.Weibull, X + 0.1),
+        (dist.Poisson, np.floor(9 * X)),
+    ):
+        schema = pv.build(x, likelihood=family).schema
+        assert set(schema.types) == {"positive" if family is not dist.Poisson else "count"}
+    assert pv.build(X, likelihood=dist.Gumbel).schema.types is None
+
+
+@pytest.mark.parametrize(("size", "event"), [(4, 1), (3, 0)])
+def test_a_prior_of_another_shape_is_refused_by_name(size, event):
+    with pytest.raises(pv.OptionError, match=r"prior: got a .* expected event shape \(3,\)"):
+        pv.build(X, latent=3, prior=dist.Laplace(torch.zeros(size), 1.0).to_event(event))
