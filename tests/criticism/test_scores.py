@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -197,3 +198,38 @@ def test_an_autoencoder_is_scored_by_its_error():
 def test_bad_data(linear, data, message):
     with pytest.raises(pv.DataError, match=message):
         score(linear, data)
+
+
+def test_parts_of_mixed_columns_are_log_densities_and_masses_in_own_units():
+    """A decoder that ignores z, so that log p(x|z) = log p(x) is a sum over columns, each known to SciPy."""
+    random = np.random.RandomState(0)
+    frame = pd.DataFrame(
+        {
+            "real": 5 + 3 * random.randn(40),
+            "wage": np.exp(2 + random.randn(40)),
+            "visits": random.poisson(3, 40),
+            "job": random.choice(["a", "b", "c"], 40),
+            "member": random.rand(40) > 0.3,
+        }
+    ).mask(random.rand(40, 5) < 0.2)
+    vae = pv.build(frame, likelihood={"visits": "poisson"}, nullable=True, scale="feature").double()
+    with torch.no_grad():
+        vae.decoder.net[-1].weight.zero_()
+        vae.decoder.net[-1].bias.normal_()
+    normal, log_normal, poisson, categorical, bernoulli = vae.decoder(torch.zeros(1, 8).double()).base_dist.parts
+    loc, scale = vae.schema.loc, vae.schema.scale
+    own = {
+        "real": stats.norm(loc[0] + scale[0] * normal.loc.item(), scale[0] * normal.scale.item()).logpdf,
+        "wage": stats.lognorm(log_normal.scale.item(), scale=scale[1] * np.exp(log_normal.loc.item())).logpdf,
+        "visits": stats.poisson(poisson.rate.item()).logpmf,
+        "job": lambda x: categorical.logits.detach().log_softmax(-1).numpy()[0, 0][["abc".index(v) for v in x]],
+        "member": lambda x: stats.bernoulli(bernoulli.probs.item()).logpmf(x.astype(bool)),
+    }
+    expected = pd.DataFrame(0.0, frame.index, frame.columns)
+    for name, log_prob in own.items():
+        there = frame[name].notna()
+        expected.loc[there, name] = log_prob(frame.loc[there, name].to_numpy())
+    for scoring in ("reconstruction_probability", "expected_log_likelihood"):
+        got = score(vae, frame, scoring, num_draws=3, per_feature=True)
+        assert np.allclose(got.per_feature, expected, atol=1e-9)
+        assert np.allclose(got.values, expected.sum(axis=1), atol=1e-9)
