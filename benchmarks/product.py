@@ -20,7 +20,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -31,10 +31,12 @@ import pandas as pd
 import torch
 
 import ppl_vae as pv
+from ppl_vae.files import write_text
 from ppl_vae.model.families import LIKELIHOODS
 from ppl_vae.model.posteriors import POSTERIORS
 from ppl_vae.model.priors import PRIORS
-from ppl_vae.testing import check_fit
+from ppl_vae.testing import EXAMPLES, check_fit
+from ppl_vae.testing import SPACES as PARTS
 
 RESULTS = Path(__file__).parent / "results" / "product"
 ROWS, MISSING = 60, 0.2
@@ -83,20 +85,6 @@ FACTORS: tuple[list[Any], ...] = (
 
 # ---- data
 
-COLUMNS: dict[str, Callable[[np.ndarray, np.random.Generator], Any]] = {
-    "real": lambda f, noise: 1 + 2 * f,
-    "positive": lambda f, noise: np.exp(f),
-    "count": lambda f, noise: noise.poisson(np.exp(1 + 0.5 * f)).astype(float),
-    "unit": lambda f, noise: 1 / (1 + np.exp(-f)),
-    "boolean": lambda f, noise: (f > 0).astype(float),
-    "categorical": lambda f, noise: np.array(["low", "mid", "high"], object)[np.digitize(f, [-0.5, 0.5])],
-    "ordinal": lambda f, noise: pd.Categorical(
-        np.array(["low", "mid", "high"], object)[np.digitize(f, [-0.5, 0.5])], ["low", "mid", "high"], ordered=True
-    ),
-    "angle": lambda f, noise: f,
-    "pixel": lambda f, noise: np.clip(np.round(127.5 + 60 * f), 0, 255),
-}
-
 
 @cache
 def table(types: tuple[str, str, str], holes: bool) -> pd.DataFrame:
@@ -105,7 +93,9 @@ def table(types: tuple[str, str, str], holes: bool) -> pd.DataFrame:
     factor = noise.normal(size=(ROWS, 1)) * [1.0, -0.8, 0.6] + 0.5 * noise.normal(size=(ROWS, 3))
     hidden = noise.random((ROWS, 3)) < MISSING
     hidden[0] = True
-    frame = pd.DataFrame({name: COLUMNS[kind](factor[:, j], noise) for j, (name, kind) in enumerate(zip("abc", types))})
+    frame = pd.DataFrame(
+        {name: EXAMPLES[kind].make(factor[:, j], noise) for j, (name, kind) in enumerate(zip("abc", types))}
+    )
     if holes:
         frame = frame.mask(pd.DataFrame(hidden, columns=frame.columns))
     return frame.assign(age=factor[:, 0] + noise.normal(size=ROWS), site=noise.integers(0, 4, ROWS).astype(str))
@@ -227,13 +217,7 @@ def line(prior: str, likelihood: str, posterior: str) -> dict[str, Outcome]:
     return found
 
 
-PARTNERS = {space: (prior, posterior) for prior, posterior, space in (
-    ("standard_normal", "mean_field", "reals"),
-    ("dirichlet", "dirichlet", "simplex"),
-    ("sphere", "power_spherical", "sphere"),
-    ("bernoulli", "bernoulli", "bits"),
-    ("categorical", "categorical", "one-hot"),
-)}  # fmt: skip
+PARTNERS = {SPACES.get(prior, "reals"): (prior, posterior) for prior, posterior in PARTS.items()}
 
 
 @cache
@@ -267,7 +251,7 @@ def run_prior(prior: str) -> str:
     """Run the cells of a prior that are not kept, and keep each line as it is done."""
     torch.set_num_threads(1)
     have, path = kept(prior), RESULTS / f"{prior}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, _lines(have.values()))  # without a line that was cut off
     for likelihood in FACTORS[1]:
         for posterior in FACTORS[2]:
             now = key(prior, likelihood, posterior)
@@ -278,11 +262,14 @@ def run_prior(prior: str) -> str:
             seconds = round(time.perf_counter() - began, 2)
             one = {"likelihood": likelihood, "posterior": posterior, "key": now, "cells": cells, "seconds": seconds}
             with path.open("a") as file:
-                file.write(json.dumps(one) + "\n")
+                file.write(_lines([one]))
     final = kept(prior)  # once each, in order
-    order = [(a, b) for a in FACTORS[1] for b in FACTORS[2]]
-    path.write_text("".join(json.dumps(final[pair]) + "\n" for pair in order))
+    write_text(path, _lines(final[a, b] for a in FACTORS[1] for b in FACTORS[2]))
     return prior
+
+
+def _lines(found: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(one) + "\n" for one in found)
 
 
 def show() -> int:

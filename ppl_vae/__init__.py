@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppl_vae import testing as testing
     from ppl_vae.criticism import plots as plots
     from ppl_vae.criticism.imputation import Imputed as Imputed
     from ppl_vae.criticism.imputation import impute as impute
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ppl_vae.criticism.predictive import predict as predict
     from ppl_vae.criticism.predictive import reconstruct as reconstruct
     from ppl_vae.criticism.predictive import traverse as traverse
+    from ppl_vae.criticism.prior_check import prior_predictive as prior_predictive
     from ppl_vae.criticism.scores import Scores as Scores
     from ppl_vae.criticism.scores import score as score
     from ppl_vae.data import datasets as datasets
@@ -61,6 +63,7 @@ _HOMES = {
     "criticism.imputation": "Imputed impute",
     "criticism.inference_data": "to_arviz",
     "criticism.predictive": "Simulated classify decode encode generate interpolate manifold predict reconstruct traverse",
+    "criticism.prior_check": "prior_predictive",
     "criticism.scores": "Scores score",
     "data.datasets": "Dataset",
     "data.schema": "Batch Schema",
@@ -77,7 +80,7 @@ _HOMES = {
     "model.vae": "VAE",
     "use.store": "load save",
 }
-_MODULES = {"datasets": "data.datasets", "plots": "criticism.plots"}
+_MODULES = {"datasets": "data.datasets", "plots": "criticism.plots", "testing": "testing"}
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted([*_PUBLIC, *_MODULES])

@@ -2,18 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import singledispatch
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from ppl_vae.criticism.inference_data import attributes, wrapped
 from ppl_vae.data.fill import filled
 from ppl_vae.data.schema import Schema
+from ppl_vae.data.tables import read
 from ppl_vae.errors import OptionError, ProgramError, whole
-from ppl_vae.infer.draws import Draws, each_block, facts
-from ppl_vae.infer.noise import base
+from ppl_vae.infer.draws import Draws, check, facts, in_mode, row_blocks
+from ppl_vae.infer.rules import Uniform, base, draw
+from ppl_vae.infer.scope import isolated
 from ppl_vae.model.mixed import Columnwise, expected
 
 Cells = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -26,41 +32,42 @@ class Imputed:
 
     Attributes:
         frame: the data with each hole filled once, of the data's own type: the mean of a number, the most probable level
-            of a category, the median level of an ordered one. Observed cells are as they were.
+            of a category, the median level of an ordered one; a whole number in a column of integers. Observed cells
+            are as they were.
         draws: ArviZ's InferenceData (0.2x) or a DataTree (1.x); group posterior: each column with holes, dimensions chain
             (1), draw, row, in own units (codes of categorical columns, whose levels are in its attributes).
         ess: (n,) effective number of the candidates of each row, NaN for rows without holes: where it is small beside
             the number of draws, these are too alike.
+        num_draws: the number of imputations M.
     """
 
     frame: Any
     draws: Any
     ess: np.ndarray
+    num_draws: int
     _data: Any = None
     _cells: Cells = field(default_factory=dict)
+    _names: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         cells = sum(len(rows) for rows, _ in self._cells.values())
         return f"Imputed({cells} cells of {len(self.ess)} rows, {self.num_draws} draws)"
 
-    @property
-    def num_draws(self) -> int:
-        """The number of imputations M."""
-        return next((len(values) for _, values in self._cells.values()), 0)
-
     def completed(self, m: int) -> Any:
         """The m-th completed table, of the data's own type: analyse each, then pool by Rubin's rules."""
         if not 0 <= m < self.num_draws:
             raise OptionError(f"m: got {m!r}, expected a number from 0 to {self.num_draws - 1}")
-        return filled(self._data, {name: (rows, values[m]) for name, (rows, values) in self._cells.items()})
+        return filled(
+            self._data, {name: (rows, values[m]) for name, (rows, values) in self._cells.items()}, self._names
+        )
 
 
 def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: int = 1000) -> Imputed:
     """Impute missing cells by sampling importance resampling (Rubin 1987; Mattei & Frellsen 2019, eqs. 11 and 12).
 
-    For every row `candidates` pairs z ~ q(z|x_obs), x_mis ~ p(x_mis|z) are weighted by p(x_obs, z) / q(z|x_obs); the draws
-    are `num_draws` of them without replacement, jointly for all holes of the row; the single filling is the weighted
-    mean of E[x_mis|z].
+    For every row `candidates` pairs z ~ q(z|x_obs), x_mis ~ p(x_mis | z, x_obs) are weighted by p(x_obs, z) / q(z|x_obs);
+    the draws are `num_draws` of them without replacement, jointly for all holes of the row; the single filling is the
+    weighted mean of E[x_mis | z, x_obs]. Given z, cells depend on the observed ones under a joint normal only.
 
     Assumes that cells are missing at random: whether a cell is missing may depend on what was observed in its row, not on
     its own value. The draws hold the model's weights fixed, so they are not proper in Rubin's sense: pooled variances are
@@ -73,7 +80,8 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
         seed: of all noise.
         candidates: draws a row to resample from.
 
-    Raises: OptionError for a model without nullable columns, or without weights; ProgramError for a joint likelihood.
+    Raises: OptionError for a model without nullable columns, or without weights; ProgramError for a joint likelihood that
+        is no normal.
 
     Example:
         >>> from ppl_vae.model.build import build
@@ -99,16 +107,86 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
     points: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     cells: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if len(where):
-        proposal = Proposal(schema, num_draws)
-        parts = each_block(vae, batch.rows(where), candidates, seed, proposal.resample, proposal.propose)
-        point, drawn, found = (np.concatenate(part, -2 + (k == 2)) for k, part in enumerate(zip(*parts)))
+        programs, few = Candidates(vae), batch.rows(where)
+        with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+            check(vae, few)
+            blocks = row_blocks(programs, few, candidates, seed, programs.observe, strict=False)
+            parts = [programs.resample(block, num_draws) for block in blocks]
+        point, drawn, found = (np.concatenate(part, axis) for part, axis in zip(zip(*parts), (0, 1, 0)))
         rows, missing = where.cpu().numpy(), holes[where].cpu().numpy()
         ess[rows] = found
         for j in missing.any(0).nonzero()[0].tolist():
             here = missing[:, j]
             points[schema.names[j]] = rows[here], own(schema, j, point[here, j])
             cells[schema.names[j]] = rows[here], own(schema, j, drawn[:, here, j])
-    return Imputed(filled(data, points), _arviz(schema, cells, num_draws, seed), ess, data, cells)
+    names = schema._named(read(data)).names
+    return Imputed(
+        filled(data, points, names), _arviz(schema, cells, num_draws, seed), ess, num_draws, data, cells, names
+    )
+
+
+class Candidates:
+    """The programs of a model, which also draw every cell of x given z and the row's observed cells.
+
+    The draws come beside those of z, by the same keys: they too are functions of the row, the seed and their number.
+    """
+
+    def __init__(self, vae: Any) -> None:
+        self.vae, self.schema, self.guide = vae, vae.schema, vae.guide
+        self.coded: list[tuple[Tensor, int]] = []  # columns of each coded part, and the number of its levels
+        self.latest: Tensor | None = None
+
+    def model(self, x: Tensor, mask: Tensor, **given: Any) -> Tensor:
+        """The model, and the sites "race" and "completed", whose log densities count for nothing."""
+        trace = poutine.trace(self.vae.model).get_trace(x, mask, **given)
+        likelihood, entries = trace.nodes["x"]["fn"], base(trace.nodes["x"]["fn"])
+        if len(likelihood.batch_shape) > 2:
+            raise ProgramError("impute: got a model that sums a site out on which x depends, expected it in the guide")
+        if entries.event_shape:  # masked, the mean of a joint normal means nothing: the same with nothing masked
+            whole = poutine.trace(poutine.replay(self.vae.model, trace=trace))
+            with poutine.block():
+                entries = base(whole.get_trace(x, torch.ones_like(mask), **given).nodes["x"]["fn"])
+        with poutine.block(hide=["data"]), pyro.plate("data", x.shape[-2], dim=-1):  # entered again: in the trace once
+            race = pyro.sample("race", dist.Exponential(x.new_ones(())).mask(False))
+            drawn = pyro.sample("completed", entries.to_event(1 - entries.event_dim).mask(False))
+        drawn, means = (completed(entries, value.to(x.dtype), x, mask) for value in (drawn, expected(entries)))
+        parts: list[Any] = [entries]
+        columns: tuple[Tensor, ...] = (torch.arange(x.shape[-1]),)
+        if isinstance(entries, Columnwise):
+            parts, columns = entries.parts, entries.split_columns()
+        coded = [(c, p) for c, p in zip(columns, parts) if isinstance(p, torch.distributions.Categorical)]
+        self.coded = [(c, p.probs.shape[-1]) for c, p in coded]
+        found = [race[..., None], drawn, means, *(p.probs.flatten(-2) for _, p in coded)]
+        self.latest = torch.cat([part.expand(*race.shape, part.shape[-1]) for part in found], -1)
+        return trace.nodes["x"]["value"]
+
+    def observe(self, site: Any) -> Tensor:
+        """What `model` drew last, (S, n, 1 + 2 d + probabilities of coded columns)."""
+        assert self.latest is not None
+        return self.latest
+
+    def resample(self, block: Draws, num_draws: int) -> "Filled":
+        """Keep draws without replacement by their weights, and average over all by these.
+
+        The `num_draws` smallest of exponential variates over weights are such a sample (Efraimidis & Spirakis 2006).
+        """
+        assert block.observed is not None and self.schema is not None
+        types = np.array(self.schema.column_types)
+        sizes = [1, len(types), len(types), *(len(c) * count for c, count in self.coded)]
+        race, drawn, means, *levels = block.observed.split(sizes, -1)
+        log_weight = block.log_weight - block.log_weight.logsumexp(0)
+        kept = (log_weight - race[..., 0].double().log()).topk(num_draws, 0).indices
+        weight = log_weight.exp()[..., None].to(means.dtype)
+        angle = torch.atan2((weight * drawn.sin()).sum(0), (weight * drawn.cos()).sum(0))
+        point = torch.where(torch.as_tensor(types == "angle"), angle, (weight * means).sum(0))
+        for (columns, count), of in zip(self.coded, levels):
+            share = (weight * of).sum(0).unflatten(-1, (len(columns), count))
+            median = (share.cumsum(-1) < 0.5).sum(-1).clamp(max=count - 1)
+            ordered = torch.as_tensor(types[columns.numpy()] == "ordinal")
+            point[..., columns] = torch.where(ordered, median, share.argmax(-1)).to(point.dtype)
+        ess = 1 / (log_weight.exp() ** 2).sum(0)
+        drawn = drawn.gather(0, kept[..., None].expand(-1, -1, len(types)))
+        return Filled(*(part.double().cpu().numpy() for part in (point, drawn, ess)))
 
 
 class Filled(NamedTuple):
@@ -119,57 +197,53 @@ class Filled(NamedTuple):
     ess: np.ndarray
 
 
-class Proposal:
-    """Candidates for the cells of a row, and which of them are kept."""
+@singledispatch
+def completed(entries: Any, value: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    """A draw or the mean (..., n, d) of p(x|z), moved to one of p(x | z, x_obs); where x was observed it means nothing.
 
-    def __init__(self, schema: Schema, num_draws: int) -> None:
-        self.types, self.num_draws = np.array(schema.column_types), num_draws
-        self.coded: list[tuple[Tensor, int]] = []  # columns of each coded part, and the number of its levels
+    For a normal: value + S_o (S_oo)^-1 (x_obs - value_obs), exact for draws (Matheron's rule) and the mean.
 
-    def propose(self, site: Any) -> Tensor:
-        """A draw of every cell, its mean, and the probabilities of coded columns: (S, n, 2 d + probabilities)."""
-        entries = base(site["fn"])
-        if entries.event_shape:
-            raise ProgramError(
-                f"impute: got the likelihood {type(entries).__name__}, whose entries depend on each other; expected one "
-                "distribution an entry"
-            )
-        parts: list[Any] = [entries]
-        columns: tuple[Tensor, ...] = (torch.arange(entries.batch_shape[-1]),)
-        if isinstance(entries, Columnwise):
-            parts, columns = entries.parts, entries.split_columns()
-        order = torch.cat(tuple(columns)).argsort()
-        drawn = torch.cat([part.sample().to(site["value"].dtype) for part in parts], -1)[..., order]
-        means = torch.cat([expected(part) for part in parts], -1)[..., order]
-        coded = [isinstance(part, torch.distributions.Categorical) for part in parts]
-        self.coded = [(c, p.probs.shape[-1]) for c, p, yes in zip(columns, parts, coded) if yes]
-        return torch.cat([drawn, means, *(p.probs.flatten(-2) for p, yes in zip(parts, coded) if yes)], -1)
+    Args:
+        entries: p(x|z), of batch (..., n, d), or of batch (..., n) and event (d,) where entries depend on each other.
+        value: (..., n, d).
+        x, mask: (n, d).
+    """
+    if entries.event_shape:
+        raise ProgramError(
+            f"impute: got the likelihood {type(entries).__name__}, whose entries depend on each other, expected one "
+            "distribution an entry, or a multivariate normal"
+        )
+    return value
 
-    def resample(self, draws: Draws) -> Filled:
-        """Keep draws without replacement by their weights (Gumbel top-k), and average over all by these."""
-        assert draws.observed is not None
-        d = len(self.types)
-        log_weight = draws.log_weight - draws.log_weight.logsumexp(0)
-        gumbel = -torch.log(-torch.log(torch.rand_like(log_weight)))
-        kept = (log_weight + gumbel).topk(self.num_draws, 0).indices
-        drawn, means, levels = draws.observed[..., :d], draws.observed[..., d : 2 * d], draws.observed[..., 2 * d :]
-        weight = log_weight.exp()[..., None].to(means.dtype)
-        point = (weight * means).sum(0)
-        angle = torch.atan2((weight * drawn.sin()).sum(0), (weight * drawn.cos()).sum(0))
-        point = torch.where(torch.as_tensor(self.types == "angle"), angle, point)
-        probabilities = (weight * levels).sum(0)
-        for columns, count in self.coded:
-            size = len(columns) * count
-            of, probabilities = (
-                probabilities[..., :size].unflatten(-1, (len(columns), count)),
-                probabilities[..., size:],
-            )
-            ordered = torch.as_tensor(self.types[columns.numpy()] == "ordinal")
-            median = (of.cumsum(-1) < 0.5).sum(-1).clamp(max=count - 1)
-            point[..., columns] = torch.where(ordered, median, of.argmax(-1)).to(point.dtype)
-        ess = 1 / (log_weight.exp() ** 2).sum(0)
-        drawn = drawn.gather(0, kept[..., None].expand(-1, -1, d))
-        return Filled(*(part.double().cpu().numpy() for part in (point, drawn, ess)))
+
+@completed.register
+def _(normal: torch.distributions.MultivariateNormal, value: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    rows = torch.where(mask[..., None], normal.scale_tril, 0.0).double()  # S_oo = R'R, with 1 in the holes, as `masked`
+    upper = torch.linalg.qr(torch.cat([rows, torch.diag_embed(~mask).to(rows).expand_as(rows)], -1).mT).R
+    residual = torch.where(mask, x - value, 0.0).double()[..., None]
+    moved = normal.scale_tril.double() @ (rows.mT @ torch.cholesky_solve(residual, upper, upper=True))
+    return value + moved[..., 0].to(value.dtype)
+
+
+@completed.register
+def _(normal: torch.distributions.LowRankMultivariateNormal, value: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+    factor, scale = normal.cov_factor.double(), normal.cov_diag.double()
+    rows = torch.where(mask[..., None], factor, 0.0)
+    residual = torch.where(mask, x - value, 0.0).double() / scale
+    inner = torch.eye(rows.shape[-1], dtype=rows.dtype) + rows.mT @ (rows / scale[..., None])
+    common = torch.linalg.solve(
+        inner, rows.mT @ residual[..., None]
+    )  # Woodbury: also the posterior mean of the factors
+    return torch.where(mask, x, value + (factor @ common)[..., 0].to(value.dtype))
+
+
+@draw.register
+def _(columns: Columnwise, uniform: Uniform) -> Tensor | None:
+    axis = len(columns.batch_shape) - 1
+    own = zip(columns.parts, columns.split_columns())
+    drawn = [draw(part, lambda *shape, at=at: uniform(*shape).index_select(axis, at)) for part, at in own]
+    known = [value for value in drawn if value is not None]
+    return columns.join(known) if len(known) == len(drawn) else None
 
 
 def own(schema: Schema, j: int, encoded: np.ndarray) -> np.ndarray:

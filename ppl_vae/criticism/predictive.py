@@ -1,14 +1,15 @@
 """What a fitted model predicts: new rows, reconstructions, codes, and paths through the latent space."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from ppl_vae.data.tables import read
+from ppl_vae.data.tables import FRAMES, frame_like, read
 from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer.draws import each_block, in_mode, likelihood_mean
 from ppl_vae.infer.scope import isolated
@@ -21,7 +22,7 @@ class Simulated:
     """Rows drawn from a model, with the z that made them; accepted wherever data is.
 
     Attributes:
-        x: n rows, of the type that the model was built from.
+        x: n rows, of the type that the model was built from; in a frame with the columns that the model was given.
         z: (n, k).
     """
 
@@ -33,7 +34,12 @@ def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
     """Draw n rows from the model: z from the prior, x from p(x|z).
 
     Args:
-        given: n rows with the columns that the model is given (covariates, group), where it has any.
+        n: rows.
+        seed: of the noise.
+        given: n rows with the columns that the model is given (covariates, group), where it has any; a group that is
+            missing or was not seen is one from the population. Classes are drawn.
+
+    Raises: OptionError for an improper prior, or `given` that does not fit; DataError for its columns.
 
     Example:
         >>> from ppl_vae.model.linear import PPCA
@@ -41,21 +47,24 @@ def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
         (3, 4)
     """
     n = whole("n", n)
+    further = {name: value for name, value in _given(vae, given, n).items() if name != "y"}
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         try:
-            sites = poutine.trace(vae.model).get_trace(n=n, **_given(vae, given, n)).nodes
+            sites = poutine.trace(vae.model).get_trace(n=n, **further).nodes
         except NotImplementedError as error:
             raise OptionError(
                 "generate: got an improper prior, which cannot be sampled; expected a proper one"
             ) from error
-    return Simulated(_own(vae, sites["x"]["value"]), sites["z"]["value"].cpu().numpy())
+    return Simulated(_with_given(vae, _own(vae, sites["x"]["value"]), given), sites["z"]["value"].cpu().numpy())
 
 
 def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarray:
     """Posterior means E_q[z|x], (n, k).
 
     Args:
+        data: n rows.
         num_draws: of a posterior without a mean in closed form, such as a flow's, the mean is that of so many draws.
+        seed: of their noise.
 
     Example:
         >>> from ppl_vae.model.linear import PCA
@@ -78,9 +87,21 @@ def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarr
 
 
 def classify(vae: Any, data: Any) -> Any:
-    """Probabilities q(y|x) of the classes of a model with a label, (n, classes); labels in the data are not looked at.
+    """Probabilities q(y|x) of the classes of a model with a label (Kingma et al. 2014, M2).
 
-    Returns: a data frame whose columns are the classes.
+    Args:
+        data: n rows; labels in them are not looked at.
+
+    Returns: a pandas data frame (n, classes) whose columns are the classes; each row sums to 1.
+
+    Raises: OptionError for a model without classes.
+
+    Example:
+        >>> import pandas as pd
+        >>> from ppl_vae.model.build import build
+        >>> frame = pd.DataFrame({"a": [0.1, 0.2, 0.9, 1.0], "kind": ["u", None, "v", None]})
+        >>> classify(build(frame, latent=1, label="kind"), frame).columns.tolist()
+        ['u', 'v']
     """
     import pandas as pd
 
@@ -96,16 +117,23 @@ def decode(vae: Any, z: Any, given: Any = None) -> Any:
     """E[x|z] for codes z (n, k), of the data's own type and units; of a categorical column the most probable level.
 
     Args:
-        given: n rows with the columns that the model is given, where it has any.
+        z: (n, k), in the units of the prior.
+        given: n rows with the columns that the model is given (covariates, group), where it has any, and with its label,
+            if x is to be of that class; where a label is missing it is the most probable class under p(y).
+
+    Raises: OptionError, DataError for codes or columns that do not fit.
     """
+    return _decoded(vae, z, given, {})
+
+
+def _decoded(vae: Any, z: Any, given: Any, classes: dict[str, Tensor]) -> Any:
+    """As `decode`, with the classes "y" (n, classes) where they are known already."""
     like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
         codes = torch.as_tensor(np.asarray(z, dtype=float)).to(like)
         if codes.dim() != 2:
             raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k)")
-        further = _given(vae, given, len(codes))
-        if getattr(vae, "classes", None) is not None:
-            further["y"] = vae.classes.prior().probs.expand(len(codes), -1)
+        further = _given(vae, given, len(codes)) | classes
         try:
             x = expected(call(vae.decoder, codes, **further))
         except RuntimeError as error:
@@ -117,14 +145,19 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
     """E[x|z] for every row, of the data's own type and units.
 
     Args:
-        num_draws: None decodes the posterior mean of z; a number S averages over S draws of z.
+        data: n rows.
+        num_draws: None decodes the posterior mean of z, in the row's own class or the most probable one; a number S
+            averages over S draws of z (and of the class, where it is unknown).
+        seed: of these draws.
+
+    Raises: OptionError for an average over codes of levels or angles; DataError.
     """
 
     def average(block: Any) -> Tensor:
         return block.observed.mean(0)
 
     if num_draws is None:
-        return _like(decode(vae, encode(vae, data), data), data)
+        return _like(_decoded(vae, encode(vae, data), data, _class(vae, data)), data)
     if vae.schema is not None and (column := _coded(vae.schema)):
         raise OptionError(f"num_draws: got {num_draws} with the column {column!r}, whose codes have no average")
     return _like(
@@ -140,22 +173,35 @@ def predict(vae: Any, data: Any, at: dict[str, Any]) -> Any:
     where such z and c were seldom seen together.
 
     Args:
-        at: {covariate: one value, or n of them}.
+        data: n rows.
+        at: {covariate: one value, or n of them}, in its own units.
+
+    Returns: n rows without covariates, of the data's own type and units.
+
+    Raises: OptionError for a model without covariates or others than its own; DataError for a value that one cannot have.
+
+    Example:
+        >>> import pandas as pd
+        >>> from ppl_vae.model.build import build
+        >>> frame = pd.DataFrame({"a": [0.1, 0.2, 0.9, 1.0], "age": [20.0, 30.0, 40.0, 50.0]})
+        >>> predict(build(frame, latent=1, covariates=["age"]), frame, at={"age": 60.0}).shape
+        (4, 1)
     """
     schema = vae.schema.covariates if vae.schema is not None else None
     if schema is None:
         raise OptionError("predict: got a model without covariates, expected one built with covariates=...")
     if unknown := sorted(at.keys() - set(schema.names)):
         raise OptionError(f"at: got {unknown}, expected covariates among {list(schema.names)}")
-    return _like(decode(vae, encode(vae, data), _frame(data).assign(**at)), data)
+    return _like(_decoded(vae, encode(vae, data), _frame(data).assign(**at), _class(vae, data)), data)
 
 
-def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10) -> Any:
+def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10, given: Any = None) -> Any:
     """Decoded codes on the straight line between those of two rows.
 
     Args:
         start, stop: data of one row each.
         steps: codes on the line, both ends included.
+        given: `steps` rows, as for `decode`.
 
     Returns: `steps` rows, of the data's own type.
     """
@@ -163,11 +209,18 @@ def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10) -> Any:
     if any(len(end) != 1 for end in ends):
         raise OptionError(f"interpolate: got {[len(end) for end in ends]} rows, expected one at each end")
     share = np.linspace(0.0, 1.0, whole("steps", steps, 2))[:, None]
-    return decode(vae, (1 - share) * ends[0] + share * ends[1])
+    return decode(vae, (1 - share) * ends[0] + share * ends[1], given)
 
 
-def traverse(vae: Any, row: Any, dimension: int, values: Any = None) -> Any:
-    """Decoded codes of one row with one latent dimension moved through `values` (default: -3 to 3 in 10 steps)."""
+def traverse(vae: Any, row: Any, dimension: int, values: Any = None, given: Any = None) -> Any:
+    """Decoded codes of one row with one latent dimension moved through `values` (default: -3 to 3 in 10 steps).
+
+    Args:
+        row: data of one row.
+        dimension: its number, from 0.
+        values: m numbers.
+        given: m rows, as for `decode`.
+    """
     code = encode(vae, row)
     values = np.linspace(-3, 3, 10) if values is None else np.asarray(values, float)
     if len(code) != 1 or not 0 <= dimension < code.shape[1]:
@@ -177,46 +230,83 @@ def traverse(vae: Any, row: Any, dimension: int, values: Any = None) -> Any:
         )
     moved = np.repeat(code, len(values), 0)
     moved[:, dimension] = values
-    return decode(vae, moved)
+    return decode(vae, moved, given)
 
 
-def manifold(vae: Any, side: int = 20) -> Any:
+def manifold(vae: Any, side: int = 20, given: Any = None) -> Any:
     """E[x|z] on a grid over two latent dimensions, through the standard normal's quantiles (Kingma & Welling 2013, fig. 4).
+
+    Args:
+        side: points on each axis.
+        given: side * side rows, as for `decode`.
 
     Returns: side * side rows, of the data's own type; the first latent dimension runs along rows of the picture.
     """
     quantiles = torch.special.ndtri((torch.arange(whole("side", side), dtype=torch.float64) + 0.5) / side).numpy()
     try:
-        return decode(vae, np.stack(np.meshgrid(quantiles, -quantiles), -1).reshape(-1, 2))
+        return decode(vae, np.stack(np.meshgrid(quantiles, -quantiles), -1).reshape(-1, 2), given)
     except OptionError as error:
+        if str(error).startswith("given"):
+            raise
         raise OptionError("manifold: got a model of other than two latent dimensions, expected latent=2") from error
 
 
-def _given(vae: Any, given: Any, n: int) -> dict[str, Any]:
-    """Covariates and groups of n rows, as the programs want them."""
+def _given(vae: Any, given: Any, n: int) -> dict[str, Tensor]:
+    """Covariates, groups and classes of n rows, as the programs want them."""
     schema = vae.schema
-    if schema is None or (schema.covariates is None and schema.group is None):
-        return {}
-    if given is None:
-        named = [
-            *(schema.covariates.names if schema.covariates else ()),
-            *([schema.group.name] if schema.group else ()),
-        ]
-        raise OptionError(f"given: got nothing, expected {n} rows with the columns {named} that the model is given")
-    like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
-    frame, further = _frame(given), {}
-    if len(frame) != n:
-        raise OptionError(f"given: got {len(frame)} rows, expected {n}")
-    if schema.covariates is not None:
-        if missing := [name for name in schema.covariates.names if name not in frame]:
+    names = [] if schema is None else _beside(schema)
+    needed = [name for name in names if schema.label is None or name != schema.label.name]
+    further: dict[str, Any] = {}
+    if given is None and needed:
+        raise OptionError(f"given: got nothing, expected {n} rows with the columns {needed} that the model is given")
+    if given is not None and names:
+        frame = _frame(given)
+        covariates = schema.covariates.names if schema.covariates is not None else ()
+        if len(frame) != n:
+            raise OptionError(f"given: got {len(frame)} rows, expected {n}")
+        if missing := [name for name in covariates if name not in frame]:
             raise OptionError(f"given: got the columns {list(frame)}, expected also {missing}")
-        covariates = frame[list(schema.covariates.names)]
-        further["c"] = schema.covariates.tensors(covariates, dtype=like.dtype, device=like.device).x
-    if schema.group is not None:
-        codes = {level: code for code, level in enumerate(schema.group.levels)}
-        column = frame[schema.group.name] if schema.group.name in frame else [None] * n
-        further["group"] = torch.tensor([codes.get(level, -1) for level in column], device=like.device)
+        if present := [name for name in names if name in frame]:
+            like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
+            own = replace(schema.take(()), covariates=schema.covariates, group=schema.group, label=schema.label)
+            further = own.tensors(frame[present], dtype=like.dtype, device=like.device).arguments()[1]
+    label = further.pop("label", None)
+    if getattr(vae, "classes", None) is not None:
+        further["y"] = _known(label, vae.classes.prior().probs.detach().expand(n, -1))
     return further
+
+
+def _beside(schema: Any) -> list[str]:
+    """Names of the columns that a model may be given."""
+    covariates = schema.covariates.names if schema.covariates else ()
+    return [*covariates, *(column.name for column in (schema.group, schema.label) if column is not None)]
+
+
+def _known(label: Tensor | None, probs: Tensor) -> Tensor:
+    """One-hot classes (n, classes): the label, or where it is unknown the most probable class. The nets saw no others."""
+    codes = probs.argmax(-1)
+    return one_hot(codes if label is None else torch.where(label >= 0, label, codes), probs.shape[-1]).to(probs)
+
+
+def _class(vae: Any, data: Any) -> dict[str, Tensor]:
+    """The classes "y" (n, classes) of rows under the guide, where the model has classes."""
+    if getattr(vae, "classes", None) is None:
+        return {}
+    batch = vae.batch(data)
+    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+        logits = vae.classes.classify(batch.x, batch.mask, batch.c)
+        return {"y": _known(batch.label, logits)}
+
+
+def _with_given(vae: Any, rows: Any, given: Any) -> Any:
+    """Rows of a frame beside the covariates and groups that they were drawn with."""
+    if given is None or vae.schema is None or vae.schema.kind not in FRAMES:
+        return rows
+    drawn, frame = _frame(rows), _frame(given)
+    label = vae.schema.label and vae.schema.label.name
+    columns = {name: drawn[name].array for name in drawn}
+    columns |= {name: frame[name].array for name in _beside(vae.schema) if name in frame and name != label}
+    return frame_like(columns, vae.schema.kind)
 
 
 def _frame(data: Any) -> Any:

@@ -1,7 +1,7 @@
 """Cells put into a table: everything else stays as it was, to the bit."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,22 @@ import torch
 from ppl_vae.data.tables import read, read_csv
 
 Cells = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""Of each column to be filled: rows (m,), and own values (m,)."""
+Placed = Mapping[int, tuple[np.ndarray, np.ndarray]]
+"""The same by the place of the column in its table."""
 
 
-def filled(data: Any, cells: Cells) -> Any:
+def filled(data: Any, cells: Cells, names: Sequence[str] | None = None) -> Any:
     """A copy of data with some cells filled.
 
     Args:
         data: of any kind that `tables.read` accepts; a file comes back as a data frame or array, a `Dataset` as its x.
         cells: {column: (rows (m,), values (m,))}.
+        names: what the columns of the data are called here; None: by their own names.
 
-    Returns: the data, of its own type; a column of whole numbers becomes one of floats where a value is not whole.
+    Returns:
+        The data, of its own type, each column of its own: one of integers gets the nearest ones, one of categories
+        those that it lacks.
 
     Example:
         >>> x = np.array([[1.0, np.nan], [3.0, 4.0]])
@@ -29,16 +35,17 @@ def filled(data: Any, cells: Cells) -> Any:
     """
     if isinstance(data, str | os.PathLike):
         data = _opened(Path(data))
-    elif hasattr(data, "x") and not hasattr(data, "columns"):
+    table = read(data)
+    place = {name: j for j, name in enumerate(table.names if names is None else names)}
+    if hasattr(data, "x") and not hasattr(data, "columns"):
         data = data.x
-    kind = read(data).kind
-    return FILLERS[kind](data, cells)
+    return FILLERS[table.kind](data, {place[name]: cell for name, cell in cells.items()})
 
 
 def _opened(path: Path) -> Any:
-    if path.name.endswith((".csv", ".csv.gz")):
+    if path.name.lower().endswith((".csv", ".csv.gz")):
         return read_csv(path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         import pandas as pd
 
         return pd.read_parquet(path)
@@ -46,65 +53,88 @@ def _opened(path: Path) -> Any:
     return table.values.reshape(len(table.values), *table.shape)
 
 
-def _numpy(data: Any, cells: Cells) -> np.ndarray:
+def _numpy(data: Any, cells: Placed) -> np.ndarray:
     rows = np.ma.filled(data.astype(float), np.nan) if isinstance(data, np.ma.MaskedArray) else np.array(data)
     flat = rows.reshape(len(rows), -1)
-    for name, (where, values) in cells.items():
-        flat[where, int(name.removeprefix("x"))] = values
+    for j, (where, values) in cells.items():
+        flat[where, j] = values
     return flat.reshape(rows.shape)
 
 
-def _torch(data: torch.Tensor, cells: Cells) -> torch.Tensor:
-    return torch.from_numpy(_numpy(data.numpy(force=True), cells))
+def _torch(data: torch.Tensor, cells: Placed) -> torch.Tensor:
+    rows = data.detach() if data.layout == torch.strided else data.detach().to_dense()
+    rows = rows.clone(memory_format=torch.contiguous_format)
+    flat = rows.view(len(rows), -1)
+    for j, (where, values) in cells.items():
+        flat[torch.from_numpy(where).to(rows.device), j] = torch.from_numpy(values.astype(float)).to(rows)
+    return rows
 
 
-def _pandas(data: Any, cells: Cells) -> Any:
+def _pandas(data: Any, cells: Placed) -> Any:
+    import pandas as pd
+
     frame = data.copy()
-    for name, (where, values) in cells.items():
-        column = frame[name].astype(_roomy(frame[name].dtype, values))
-        column.iloc[where] = values.astype(float) if column.dtype.kind == "f" else values
-        frame[name] = column
+    for j, (where, values) in cells.items():
+        column = frame.iloc[:, j]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            column = column.cat.add_categories(_lacking(values, column.cat.categories))
+        elif column.dtype.kind in "iu":
+            values = _whole(values)
+        column.iloc[where] = pd.Series(values.tolist(), column.index[where]).astype(column.dtype).array
+        frame.isetitem(j, column)
     return frame
 
 
-def _roomy(dtype: Any, values: np.ndarray) -> Any:
-    """A type that holds the column and the values: whole numbers make room for others."""
-    whole = getattr(dtype, "kind", "O") in "iu"
-    return float if whole and (np.asarray(values, float) % 1).any() else dtype
+def _whole(values: np.ndarray) -> np.ndarray:
+    """The nearest integers."""
+    return np.rint(values.astype(float)).astype(int)
 
 
-def _pyarrow(data: Any, cells: Cells) -> Any:
+def _lacking(values: np.ndarray, known: Any) -> list[Any]:
+    """The values that are not among the known ones, once each."""
+    own = set(known)
+    return [value for value in dict.fromkeys(values.tolist()) if value not in own]
+
+
+def _pyarrow(data: Any, cells: Placed) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    for name, (where, values) in cells.items():
-        column = data.column(name).combine_chunks()
-        own = column.type
-        plain = own.value_type if pa.types.is_dictionary(own) else own
-        if pa.types.is_integer(plain) and (np.asarray(values, float) % 1).any():
-            plain = own = pa.float64()
-        mask = np.zeros(len(column), dtype=bool)
-        mask[where] = True
-        given = pa.array(values.tolist()).cast(plain)
-        new = pc.replace_with_mask(column.cast(plain), pa.array(mask), given)
-        new = new.dictionary_encode() if pa.types.is_dictionary(own) else new
-        data = data.set_column(data.column_names.index(name), name, new)
+    for j, (where, values) in cells.items():
+        column = data.column(j).combine_chunks()
+        own, given, hole = column.type, values.tolist(), np.zeros(len(column), dtype=bool)
+        hole[where] = True
+        order = np.argsort(where)  # replacements are taken from row to row
+        if pa.types.is_dictionary(own):
+            levels = column.dictionary.to_pylist()
+            levels += _lacking(values, levels)
+            given, column = [levels.index(value) for value in given], column.indices
+        elif pa.types.is_integer(own):
+            given = _whole(values).tolist()
+        new = pa.array([given[k] for k in order]).cast(column.type)
+        column = pc.replace_with_mask(column, pa.array(hole), new)
+        if pa.types.is_dictionary(own):
+            column = pa.DictionaryArray.from_arrays(column, pa.array(levels, own.value_type), ordered=own.ordered)
+        data = data.set_column(j, data.field(j).with_type(column.type), column)
     return data
 
 
-def _polars(data: Any, cells: Cells) -> Any:
+def _polars(data: Any, cells: Placed) -> Any:
     import polars as pl
 
-    for name, (where, values) in cells.items():
-        series, order = data[name], np.argsort(where)
-        if series.dtype.is_integer() and (np.asarray(values, float) % 1).any():
-            series = series.cast(pl.Float64)
+    columns = data.get_columns()
+    for j, (where, values) in cells.items():
+        series, order = columns[j], np.argsort(where)
+        if series.dtype.is_integer():
+            values = _whole(values)
+        elif isinstance(series.dtype, pl.Enum) and (new := _lacking(values, series.dtype.categories)):
+            series = series.cast(pl.Enum([*series.dtype.categories, *new]))
         given = pl.Series(values[order].tolist(), strict=False).cast(series.dtype)
-        data = data.with_columns(series.scatter(where[order], given))
-    return data
+        columns[j] = series.scatter(where[order], given)
+    return pl.DataFrame(columns)
 
 
-FILLERS: dict[str, Callable[[Any, Cells], Any]] = {
+FILLERS: dict[str, Callable[[Any, Placed], Any]] = {
     "numpy": _numpy,
     "torch": _torch,
     "pandas": _pandas,

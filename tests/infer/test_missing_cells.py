@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae.criticism.scores import SCORES
 from ppl_vae.infer.noise import Keyed, step_keys
 from ppl_vae.infer.objectives import objective
 from ppl_vae.infer.scope import isolated
@@ -35,6 +36,63 @@ def test_hidden_values_change_no_bit_of_loss_or_gradient(name):
         seen.append([torch.tensor(loss), *(p.grad for p in vae.parameters())])
     assert all(torch.isfinite(value).all() for value in seen[0])
     assert all(torch.equal(a, b) for other in seen[1:] for a, b in zip(seen[0], other))
+
+
+def hiding(vae, monkeypatch, data, value):
+    """Let `vae` see `value` wherever a cell of the data is missing, as a caller's own tensors may have it."""
+    batch = vae.batch(data)
+    x = torch.where(batch.mask, batch.x, value)
+    monkeypatch.setattr(vae, "batch", lambda data, minimum_rows=1: batch._replace(x=x))
+
+
+HIDDEN = (0.0, float("nan"), 1e30, -float("inf"))
+NUMBERS = FRAME[["real", "positive", "count"]]
+
+
+@pytest.mark.parametrize("posterior", ["mean_field", "iaf"])
+@pytest.mark.parametrize("scoring", SCORES)
+def test_hidden_values_change_no_bit_of_a_score(scoring, posterior, monkeypatch):
+    data = NUMBERS if scoring == "reconstruction_error" else FRAME
+    vae = pv.build(data, likelihood="infer", latent=2, hidden=(8,), posterior=posterior)
+    per_feature = not SCORES[scoring].weighs
+    seen = []
+    for value in HIDDEN:
+        with monkeypatch.context() as patch:
+            hiding(vae, patch, data, value)
+            seen.append(pv.score(vae, data, scoring, num_draws=8, per_feature=per_feature))
+    assert np.isfinite(seen[0].values).all() and seen[0].values.std() > 0
+    for other in seen[1:]:
+        assert np.array_equal(seen[0].values, other.values) and np.array_equal(seen[0].mcse, other.mcse)
+        if per_feature:
+            assert np.array_equal(seen[0].per_feature, other.per_feature)
+    if per_feature:
+        assert np.all(seen[0].per_feature[data.isna()] == 0)
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "low_rank_normal", "full_normal", "student_t"])
+def test_hidden_values_change_no_bit_of_draws_codes_reconstructions_or_joint_likelihoods(likelihood, monkeypatch):
+    data = pd.DataFrame(RANDOM.randn(30, 3), columns=list("abc")).mask(RANDOM.rand(30, 3) < 0.3)
+    vae = pv.build(data, likelihood=likelihood, latent=2, hidden=(8,), nullable=True)
+    seen = []
+    for value in HIDDEN:
+        with monkeypatch.context() as patch:
+            hiding(vae, patch, data, value)
+            drawn = pv.draws(vae, data, num_draws=3)
+            arrays = [drawn.z, drawn.log_lik, drawn.log_weight]
+            seen.append([*map(np.asarray, arrays), pv.encode(vae, data), pv.reconstruct(vae, data).to_numpy()])
+    assert all(np.isfinite(part).all() for part in seen[0])
+    assert all(np.array_equal(a, b) for other in seen[1:] for a, b in zip(seen[0], other))
+
+
+def test_a_missing_cell_of_a_frame_is_missing_however_it_is_written():
+    vae = pv.build(FRAME, likelihood="infer", latent=2, hidden=(8,))
+    same = FRAME.assign(
+        real=FRAME.real.astype("Float64"), category=FRAME.category.astype(object).where(FRAME.category.notna(), None)
+    )
+    assert (
+        same.real.isna().sum() == FRAME.real.isna().sum() > 0 and same.category[FRAME.category.isna()].iloc[0] is None
+    )
+    assert np.array_equal(pv.score(vae, FRAME).values, pv.score(vae, same).values)
 
 
 def test_imputation_follows_the_other_columns_and_keeps_observed_cells():

@@ -1,14 +1,16 @@
 import copy
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from scipy import integrate, stats
+from scipy import integrate, linalg, stats
 from torch import nn
 
+import ppl_vae as pv
 from ppl_vae.errors import OptionError
 from ppl_vae.model.priors import PRIORS, Setting
 from ppl_vae.model.shrinkage import GammaNormal
@@ -139,6 +141,33 @@ def test_five_dimensions_of_twenty_are_kept_where_the_data_have_five(name, rest)
         (-(log_lik + log_prior) / n).backward()
         optimizer.step()
     assert prior.kept() == true
+
+
+def fitted(prior):
+    """A linear model of 20 dimensions, by `build` and `fit`, of 300 rows that have 5, with as much noise as signal."""
+    random = np.random.RandomState(0)
+    loadings = np.linalg.qr(random.randn(20, 5))[0] * np.linspace(3, 1.5, 5)
+    x = random.randn(300, 5) @ loadings.T + random.randn(300, 20)
+    vae = pv.build(x, latent=20, hidden=(), prior=prior, scale="shared", standardize="center")
+    options = {"objective": "analytic_kl", "epochs": 250, "lr": 0.02, "batch_size": 100, "valid": 0.0}
+    pv.fit(vae, x, progress=False, **options)
+    return vae, loadings
+
+
+@pytest.mark.parametrize("name", ["ard", "horseshoe"])
+def test_a_fitted_model_reports_the_five_dimensions_of_twenty(name):
+    """The kept columns span the plane of the loadings, up to an angle whose sine 300 rows leave at about a fifth."""
+    vae, loadings = fitted(name)
+    assert vae.prior.kept() == vae.prior.kept(threshold=0.02) == 5
+    weight = vae.decoder.net[0].weight.detach()
+    kept = weight[:, weight.square().sum(0).topk(5).indices].numpy()
+    assert np.sin(linalg.subspace_angles(kept, loadings)).max() < 0.35
+
+
+def test_without_shrinkage_more_dimensions_stand_out():
+    vae, _ = fitted("standard_normal")
+    size = vae.decoder.net[0].weight.detach().square().mean(0).sqrt()
+    assert (size > 0.1 * size.max()).sum() >= 8
 
 
 @pytest.mark.parametrize("name", ["ard", "horseshoe"])

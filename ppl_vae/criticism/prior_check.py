@@ -1,0 +1,127 @@
+"""A model held against data before it is fitted, or after: what data sets drawn from it have in common with the data."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+
+from ppl_vae.errors import OptionError, whole
+from ppl_vae.infer.draws import in_mode
+from ppl_vae.infer.scope import isolated
+
+RANGE = (0.05, 0.95)
+"""Quantiles over data sets between which a statistic is expected."""
+CELLS = 2**22
+"""Cells drawn at a time, at least one data set."""
+
+Statistic = Callable[[np.ndarray], np.ndarray]
+"""Of one column of S data sets, (S, n) in its own units, NaN where a cell is missing: (S,)."""
+
+
+def quantile(share: float, values: np.ndarray) -> np.ndarray:
+    """The value that a share of a column's cells lies below."""
+    return np.nanquantile(values, share, axis=1)
+
+
+def share(code: float, values: np.ndarray) -> np.ndarray:
+    """The share of a column's cells that have this value."""
+    return (values == code).sum(1) / (~np.isnan(values)).sum(1)
+
+
+def turned(function: Callable, values: np.ndarray) -> np.ndarray:
+    """The mean of a function of a column's angles."""
+    return np.nanmean(function(values), 1)
+
+
+NUMBERS: dict[str, Statistic] = {f"{q:.0%}": partial(quantile, q) for q in (0.05, 0.5, 0.95)}
+STATISTICS: dict[str, dict[str, Statistic]] = {
+    "count": {**NUMBERS, "zeros": partial(share, 0.0)},
+    "boolean": {"0": partial(share, 0.0), "1": partial(share, 1.0)},
+    "angle": {"cos": partial(turned, np.cos), "sin": partial(turned, np.sin)},
+}
+"""By the type of the column; of levels the share of each, else `NUMBERS`."""
+
+
+def prior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0) -> Any:
+    """Compare each column with that of n data sets drawn from the model as it stands.
+
+    z comes from the prior, and so do classes and what all rows share, such as effects of groups; x from p(x|z). Each data
+    set has the rows of the data: as many, with their covariates, groups and missing cells. Before a fit this is the prior
+    predictive check (Gelman et al. 2020, Bayesian Workflow, section 2.4), with weights that are random as the nets were
+    made; after it, a check of what was learned, under the fitted prior.
+
+    Args:
+        vae: a model, fitted or not; its prior has to be proper.
+        data: rows as those that it was built for.
+        n: data sets. The smallest share above the data but 0 is 1 / (2n).
+        seed: of the noise.
+
+    Returns: a pandas data frame, one row for each (column, statistic): the 5 %, 50 % and 95 % quantiles of numbers, in the
+        data's own units, and of counts the share of zeros; the share of each level; the mean cosine and sine of angles.
+        Its columns: "data"; "model", the median over data sets, with "low" and "high", the 5 % and 95 % quantiles; "above",
+        the share of data sets whose statistic is above the data's, ties counted half: near 0 or 1 the model hardly ever
+        makes such data.
+
+    Raises: OptionError for an improper prior or a bad n; DataError for other rows than the model's.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 2)
+        >>> found = prior_predictive(PPCA(1).fit(x), x + np.array([0.0, 9.0]))
+        >>> bool(found.above["x0"].between(0.01, 0.99).all()), found.above["x1"].tolist()
+        (True, [0.0, 0.0, 0.0])
+    """
+    import pandas as pd
+
+    n = whole("n", n)
+    batch = vae.batch(data)
+    args, given = batch.arguments()
+    statistics = _statistics(vae.schema, batch.x.shape[1])
+    own = _own(vae.schema, batch.x[None], batch.mask)
+    at_once, drawn = max(1, CELLS // own.size), []
+    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        for start in range(0, n, at_once):
+            sets = min(at_once, n - start)
+            model: Any = pyro.plate("draws", sets, dim=-2)(vae.model)
+            try:
+                sites = poutine.trace(model).get_trace(None, *args[1:], n=own.shape[1], **given).nodes
+            except NotImplementedError as error:
+                raise OptionError(
+                    "prior_predictive: got an improper prior, which cannot be sampled; expected a proper one"
+                ) from error
+            x = sites["x"]["value"].expand(sets, *own.shape[1:])
+            drawn.append(_values(statistics, _own(vae.schema, x, batch.mask)))
+    seen, made = _values(statistics, own)[0], np.concatenate(drawn)
+    low, middle, high = np.quantile(made, (RANGE[0], 0.5, RANGE[1]), axis=0)
+    above = ((made > seen).mean(0) + (made >= seen).mean(0)) / 2
+    index = pd.MultiIndex.from_tuples([name for name, *_ in statistics], names=["column", "statistic"])
+    return pd.DataFrame({"data": seen, "model": middle, "low": low, "high": high, "above": above}, index)
+
+
+def _statistics(schema: Any, d: int) -> list[tuple[tuple[str, str], int, Statistic]]:
+    """(column's name, statistic's name), column and function of each."""
+    names = [f"x{j}" for j in range(d)] if schema is None else schema.names
+    types = ("real",) * d if schema is None else schema.column_types
+    levels = (None if schema is None else schema.levels) or (None,) * d
+    found = []
+    for j in range(d):
+        shares = {str(level): partial(share, float(code)) for code, level in enumerate(levels[j] or ())}
+        of = shares or STATISTICS.get(types[j], NUMBERS)
+        found += [((names[j], name), j, function) for name, function in of.items()]
+    return found
+
+
+def _values(statistics: list, own: np.ndarray) -> np.ndarray:
+    """Of data sets (S, n, d): (S, statistics)."""
+    return np.stack([function(own[..., j]) for _, j, function in statistics], 1)
+
+
+def _own(schema: Any, x: torch.Tensor, mask: Any) -> np.ndarray:
+    """Encoded data sets (S, n, d) in their own units, levels as codes, NaN where a cell is missing."""
+    seen = x if mask is None else torch.where(mask, x, torch.nan)
+    scale, loc = (1.0, 0.0) if schema is None else (schema.scale or 1.0, schema.loc or 0.0)
+    return seen.double().cpu().numpy() * np.asarray(scale) + np.asarray(loc)
