@@ -14,7 +14,7 @@ from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer.draws import each_block, in_mode, likelihood_mean
 from ppl_vae.infer.scope import isolated
 from ppl_vae.model.mixed import expected
-from ppl_vae.model.vae import call
+from ppl_vae.model.vae import call, global_sites
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class Simulated:
 
 
 def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
-    """Draw n rows from the model: z from the prior, x from p(x|z).
+    """Draw n rows from the model: z from the prior, x from p(x|z). What all rows share is drawn once, from its posterior.
 
     Args:
         n: rows.
         seed: of the noise.
         given: n rows with the columns that the model is given (covariates, group), where it has any; a group that is
-            missing or was not seen is one from the population. Classes are drawn.
+            missing or was not seen is one from the population, each row in one of its own. Classes are drawn.
 
     Raises: OptionError for an improper prior, or `given` that does not fit; DataError for its columns.
 
@@ -49,8 +49,9 @@ def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
     n = whole("n", n)
     further = {name: value for name, value in _given(vae, given, n).items() if name != "y"}
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        shared = poutine.trace(global_sites).get_trace(getattr(vae, "encoder", None))
         try:
-            sites = poutine.trace(vae.model).get_trace(n=n, **further).nodes
+            sites = poutine.trace(poutine.replay(vae.model, trace=shared)).get_trace(n=n, **further).nodes
         except NotImplementedError as error:
             raise OptionError(
                 "generate: got an improper prior, which cannot be sampled; expected a proper one"
@@ -255,13 +256,14 @@ def _given(vae: Any, given: Any, n: int) -> dict[str, Tensor]:
     """Covariates, groups and classes of n rows, as the programs want them."""
     schema = vae.schema
     names = [] if schema is None else _beside(schema)
-    needed = [name for name in names if schema.label is None or name != schema.label.name]
+    covariates = [] if schema is None or schema.covariates is None else list(schema.covariates.names)
     further: dict[str, Any] = {}
-    if given is None and needed:
-        raise OptionError(f"given: got nothing, expected {n} rows with the columns {needed} that the model is given")
+    if given is None and covariates:
+        raise OptionError(
+            f"given: got nothing, expected {n} rows with the columns {covariates} that the model is given"
+        )
     if given is not None and names:
         frame = _frame(given)
-        covariates = schema.covariates.names if schema.covariates is not None else ()
         if len(frame) != n:
             raise OptionError(f"given: got {len(frame)} rows, expected {n}")
         if missing := [name for name in covariates if name not in frame]:

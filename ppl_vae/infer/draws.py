@@ -62,6 +62,11 @@ def draws(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Draws:
         num_draws: S.
         seed: of the noise.
 
+    Returns: `Draws`, densities in nats of the data in its own units.
+
+    Raises: DataError for rows that the model was not built for; ProgramError, naming the site, for programs that break the
+        contract; OptionError.
+
     Example:
         >>> import numpy as np
         >>> from ppl_vae.model.linear import PPCA

@@ -92,7 +92,7 @@ class Family(nn.Module):
 
     def forward(self) -> dist.Distribution:
         made: Any = self.family(**{name: getattr(self, name) for name in self.names})
-        return made.to_event(1 - len(made.event_shape))
+        return made if made.event_shape else made.to_event(1)
 
 
 def learned_normal(loc: Tensor, raw: Tensor) -> dist.Distribution:

@@ -159,18 +159,20 @@ def parts() -> None:
             print(f"{kind:<11} {name:<32} {text}")
 
 
-def sample(model: str, n: int, out: str, seed: int) -> None:
+def sample(model: str, n: int, out: str, seed: int, given: str | None) -> None:
     """Draw new rows from a model; writes them as CSV, in the units of its data."""
     import pandas as pd
 
     from ppl_vae.criticism.predictive import generate
-    from ppl_vae.data.tables import read
+    from ppl_vae.data.tables import read, read_csv
     from ppl_vae.use.store import load
 
     _check_csv(out)
     vae = load(model)
     assert vae.schema is not None  # a model that was saved has one
-    rows = generate(vae, n, seed).x
+    beside = None if given is None else read_csv(given)
+    n = n if beside is None else len(beside)
+    rows = generate(vae, n, seed, beside).x
     frame = rows if hasattr(rows, "columns") else pd.DataFrame(read(rows).values, columns=list(vae.schema.names))
     _write_csv(out, frame if isinstance(frame, pd.DataFrame) else frame.to_pandas())
     print(f"wrote {out}: {n} rows, {vae.schema.width} columns")
@@ -344,6 +346,12 @@ def _sample_arguments(one: ArgumentParser) -> None:
     one.add_argument("--n", type=int, default=100, help="number of rows")
     one.add_argument("--out", type=str, default="samples.csv", help="file")
     one.add_argument("--seed", type=int, default=0, help="of the draws")
+    one.add_argument(
+        "--given",
+        type=str | None,
+        default=None,
+        help="a CSV file of the columns that the model is given (covariates, group): one new row for each",
+    )
 
 
 def _no_arguments(one: ArgumentParser) -> None:

@@ -150,20 +150,23 @@ def test_paths_through_the_latent_space_take_what_the_model_is_given(conditional
 
 
 def test_groups_are_those_of_the_rows_and_an_unseen_one_is_of_the_population():
-    """Effects of two groups held 6 apart: means of 500 rows each, of spread 1, within 5 standard errors."""
+    """Effects of two groups that the guide holds 6 apart: means of 500 rows each, of spread 1, within 5 standard errors."""
     table = pd.DataFrame({"x": RANDOM.randn(20), "site": ["a", "b"] * 10})
     vae = pv.build(table, prior="hierarchical", group="site", latent=1, hidden=(), scale=0.1, standardize="none")
     with torch.no_grad():
         vae.decoder.net[0].weight.fill_(1.0)
         vae.decoder.net[0].bias.zero_()
     given = pd.DataFrame({"site": ["a", "b"] * 500})
-    shared = {"location": torch.zeros(1), "spread": torch.ones(1), "offsets": torch.tensor([[-3.0], [3.0]])}
-    vae.prior.global_sites = lambda: shared
+    guide = vae.encoder.shared
+    with torch.no_grad():
+        guide.loc["offsets"].copy_(torch.tensor([[-3.0], [3.0]]))  # location 0 and spread exp(0)
+        for raw in guide.raw.values():
+            raw.fill_(-20.0)
     drawn = pv.generate(vae, 1000, given=given).x
     assert drawn.site.tolist() == given.site.tolist()
     means = drawn.groupby("site").x.mean()
     assert abs(means["a"] + 3) < 5 / 500**0.5 and abs(means["b"] - 3) < 5 / 500**0.5
-    for unseen in (given.assign(site="elsewhere"), given.assign(site=None), given.drop(columns="site")):
+    for unseen in (given.assign(site="elsewhere"), given.assign(site=None), given.drop(columns="site"), None):
         x = pv.generate(vae, 1000, given=unseen).x.x
         assert abs(x.mean()) < 5 * (2 / 1000) ** 0.5 and x.var() == pytest.approx(2.01, rel=5 * (2 / 1000) ** 0.5)
 

@@ -147,6 +147,12 @@ def test_roles_of_columns(run: Run, table: Path) -> None:
     assert (schema.names, schema.covariates.names) == (("a", "b"), ("c",))
     assert (schema.group.name, schema.label.levels) == ("site", ("no", "yes"))
 
+    assert "given: got nothing" in run("sample", "m", "--n", "4")[2]
+    frame[["c", "site"]].head(4).to_csv("given.csv", index=False)
+    assert run("sample", "m", "--given", "given.csv")[0] == 0
+    drawn = pd.read_csv("samples.csv")
+    assert set(drawn.columns) == {"a", "b", "c", "site"} and np.allclose(drawn["c"], frame["c"].head(4))
+
 
 def test_parts_lists_every_name(run: Run) -> None:
     code, out, _ = run("parts")
