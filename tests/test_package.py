@@ -37,7 +37,7 @@ def code_blocks():
 
 def test_the_readmes_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    first, second = code_blocks()
+    first, second, check = code_blocks()
     names: dict = {}
     exec(first.replace("epochs=100", "epochs=100, progress=False"), names)
     assert 0 <= float(capsys.readouterr().out) <= 1
@@ -47,6 +47,7 @@ def test_the_readmes_code_runs(tmp_path, monkeypatch, capsys):
     table = pd.DataFrame(np.random.RandomState(0).randn(50, 4) * [1, 10, 100, 1000], columns=list("abcd"))
     own = {"pv": pv, "table": table}
     exec(second, own)
+    exec(check, own)
     vae = own["vae"]
     before = [p.detach().clone() for p in vae.parameters()]
     pv.fit(vae, table, epochs=2, progress=False)
