@@ -19,7 +19,7 @@ AUROC and average precision (AP) of the anomalies; a tenth of the rows are anoma
 import sys
 
 import numpy as np
-from cells import cell, show
+from cells import behaviour, cell, show
 from scipy.stats import spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -98,6 +98,7 @@ def why(row: dict, digit: int) -> str:
 if __name__ == "__main__":
     wanted, rows = next((int(a) for a in sys.argv[1:] if not a.startswith("-")), None), []
     settings = {"likelihoods": LIKELIHOODS, "fit": FIT, "nets": NETS, "rows": ROWS, "test": TEST, "draws": DRAWS}
+    settings["behaviour"] = behaviour(likelihood="continuous_bernoulli")
     for digit in range(10) if wanted is None else [wanted]:
         run = lambda digit=digit: anomaly(digit)  # noqa: E731
         rows.append({"cell": f"{digit}", **run()} if TINY else cell("an_cho", f"{digit}", settings, run))

@@ -16,13 +16,13 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def code() -> str:
-    """What the library computes, as a digest: a small fit and its scores for each likelihood, to four digits.
+    """What the library computes, as a digest: a small fit and its scores for two likelihoods, to four digits.
 
     A figure stands while these numbers do; a change of names, texts or checks leaves them as they are.
     """
     digest = hashlib.sha256()
     x = np.random.RandomState(0).rand(300, 12).astype(np.float32)
-    for likelihood, data in (("normal", x), ("bernoulli", (x > 0.5).astype(np.float32)), ("continuous_bernoulli", x)):
+    for likelihood, data in (("normal", x), ("bernoulli", (x > 0.5).astype(np.float32))):
         for objective in ("elbo", "analytic_kl"):
             vae = pv.build(data, latent=3, hidden=(16,), likelihood=likelihood)
             pv.fit(vae, data, objective=objective, epochs=3, lr=1e-2, batch_size=50, valid=0.0, progress=False)

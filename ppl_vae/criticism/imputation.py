@@ -17,7 +17,7 @@ from ppl_vae.data.fill import filled
 from ppl_vae.data.schema import Schema
 from ppl_vae.data.tables import read
 from ppl_vae.errors import OptionError, ProgramError, whole
-from ppl_vae.infer.draws import Draws, check, facts, in_mode, row_blocks
+from ppl_vae.infer.draws import Draws, check, facts, in_mode, row_blocks, row_keys, told_apart
 from ppl_vae.infer.rules import Uniform, base, draw
 from ppl_vae.infer.scope import isolated
 from ppl_vae.model.mixed import Columnwise, expected
@@ -31,13 +31,13 @@ class Imputed:
     """Imputations of the missing cells of a table of n rows.
 
     Attributes:
-        frame: the data with each hole filled once, of the data's own type: the mean of a number, the most probable level
-            of a category, the median level of an ordered one; a whole number in a column of integers. Observed cells
-            are as they were.
+        frame: the data with each hole filled once, of the data's own type: the mean of a number, the whole number nearest
+            to the mean of a count or pixel, or in a column of integers; the more probable value of a boolean, the most
+            probable level of a category, the median level of an ordered one. Observed cells are as they were.
         draws: ArviZ's InferenceData (0.2x) or a DataTree (1.x); group posterior: each column with holes, dimensions chain
             (1), draw, row, in own units (codes of categorical columns, whose levels are in its attributes).
         ess: (n,) effective number of the candidates of each row, NaN for rows without holes: where it is small beside
-            the number of draws, these are too alike.
+            the number of draws, these repeat few candidates and are too alike.
         num_draws: the number of imputations M.
     """
 
@@ -54,7 +54,12 @@ class Imputed:
         return f"Imputed({cells} cells of {len(self.ess)} rows, {self.num_draws} draws)"
 
     def completed(self, m: int) -> Any:
-        """The m-th completed table, of the data's own type: analyse each, then pool by Rubin's rules."""
+        """Completed table number m, from 0 to num_draws - 1, of the data's own type.
+
+        Analyse each, then pool by Rubin's rules. The tables are exchangeable: none is better than another.
+
+        Raises: OptionError for a number outside.
+        """
         if not 0 <= m < self.num_draws:
             raise OptionError(f"m: got {m!r}, expected a number from 0 to {self.num_draws - 1}")
         return filled(
@@ -66,8 +71,14 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
     """Impute missing cells by sampling importance resampling (Rubin 1987; Mattei & Frellsen 2019, eqs. 11 and 12).
 
     For every row `candidates` pairs z ~ q(z|x_obs), x_mis ~ p(x_mis | z, x_obs) are weighted by p(x_obs, z) / q(z|x_obs);
-    the draws are `num_draws` of them without replacement, jointly for all holes of the row; the single filling is the
-    weighted mean of E[x_mis | z, x_obs]. Given z, cells depend on the observed ones under a joint normal only.
+    the draws are `num_draws` of them with replacement, jointly for all holes of the row; the single filling is the
+    weighted mean of E[x_mis | z, x_obs]. Given z, cells depend on the observed ones under a joint normal only. A missing
+    label (see `classify`) is not imputed, nor is a covariate or a group.
+
+    A row's draws are a function of the row, the model and the seed, independent of those of other rows given the data.
+    Rows with equal observed cells are told apart by their order: another order may swap their draws, no more. Sites that
+    all rows share, such as effects of groups, are integrated out for each row alone: one completed table mixes several
+    draws of them.
 
     Assumes that cells are missing at random: whether a cell is missing may depend on what was observed in its row, not on
     its own value. The draws hold the model's weights fixed, so they are not proper in Rubin's sense: pooled variances are
@@ -110,7 +121,8 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
         programs, few = Candidates(vae), batch.rows(where)
         with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
             check(vae, few)
-            blocks = row_blocks(programs, few, candidates, seed, programs.observe, strict=False)
+            keys = told_apart(row_keys(few, seed))
+            blocks = row_blocks(programs, few, candidates, seed, programs.observe, strict=False, keys=keys)
             parts = [programs.resample(block, num_draws) for block in blocks]
         point, drawn, found = (np.concatenate(part, axis) for part, axis in zip(zip(*parts), (0, 1, 0)))
         rows, missing = where.cpu().numpy(), holes[where].cpu().numpy()
@@ -137,7 +149,7 @@ class Candidates:
         self.latest: Tensor | None = None
 
     def model(self, x: Tensor, mask: Tensor, **given: Any) -> Tensor:
-        """The model, and the sites "race" and "completed", whose log densities count for nothing."""
+        """The model, and the sites "pick" and "completed", whose log densities count for nothing."""
         trace = poutine.trace(self.vae.model).get_trace(x, mask, **given)
         likelihood, entries = trace.nodes["x"]["fn"], base(trace.nodes["x"]["fn"])
         if len(likelihood.batch_shape) > 2:
@@ -147,7 +159,7 @@ class Candidates:
             with poutine.block():
                 entries = base(whole.get_trace(x, torch.ones_like(mask), **given).nodes["x"]["fn"])
         with poutine.block(hide=["data"]), pyro.plate("data", x.shape[-2], dim=-1):  # entered again: in the trace once
-            race = pyro.sample("race", dist.Exponential(x.new_ones(())).mask(False))
+            pick = pyro.sample("pick", dist.Uniform(x.new_zeros(()), x.new_ones(())).mask(False))
             drawn = pyro.sample("completed", entries.to_event(1 - entries.event_dim).mask(False))
         drawn, means = (completed(entries, value.to(x.dtype), x, mask) for value in (drawn, expected(entries)))
         parts: list[Any] = [entries]
@@ -156,8 +168,8 @@ class Candidates:
             parts, columns = entries.parts, entries.split_columns()
         coded = [(c, p) for c, p in zip(columns, parts) if isinstance(p, torch.distributions.Categorical)]
         self.coded = [(c, p.probs.shape[-1]) for c, p in coded]
-        found = [race[..., None], drawn, means, *(p.probs.flatten(-2) for _, p in coded)]
-        self.latest = torch.cat([part.expand(*race.shape, part.shape[-1]) for part in found], -1)
+        found = [pick[..., None], drawn, means, *(p.probs.flatten(-2) for _, p in coded)]
+        self.latest = torch.cat([part.expand(*pick.shape, part.shape[-1]) for part in found], -1)
         return trace.nodes["x"]["value"]
 
     def observe(self, site: Any) -> Tensor:
@@ -166,25 +178,27 @@ class Candidates:
         return self.latest
 
     def resample(self, block: Draws, num_draws: int) -> "Filled":
-        """Keep draws without replacement by their weights, and average over all by these.
+        """Draw from the candidates with replacement by their weights, and average over all by these.
 
-        The `num_draws` smallest of exponential variates over weights are such a sample (Efraimidis & Spirakis 2006).
+        By the inverse of their cumulative weights at the first `num_draws` values of "pick" (Rubin 1987).
         """
         assert block.observed is not None and self.schema is not None
         types = np.array(self.schema.column_types)
         sizes = [1, len(types), len(types), *(len(c) * count for c, count in self.coded)]
-        race, drawn, means, *levels = block.observed.split(sizes, -1)
-        log_weight = block.log_weight - block.log_weight.logsumexp(0)
-        kept = (log_weight - race[..., 0].double().log()).topk(num_draws, 0).indices
-        weight = log_weight.exp()[..., None].to(means.dtype)
+        pick, drawn, means, *levels = block.observed.split(sizes, -1)
+        share = (block.log_weight - block.log_weight.logsumexp(0)).exp()
+        below = share.cumsum(0).mT.contiguous()
+        kept = torch.searchsorted(below / below[:, -1:], pick[:num_draws, :, 0].mT.double().contiguous()).mT
+        kept = kept.clamp(max=len(share) - 1)  # where weights are NaN
+        weight = share[..., None].to(means.dtype)
         angle = torch.atan2((weight * drawn.sin()).sum(0), (weight * drawn.cos()).sum(0))
         point = torch.where(torch.as_tensor(types == "angle"), angle, (weight * means).sum(0))
         for (columns, count), of in zip(self.coded, levels):
-            share = (weight * of).sum(0).unflatten(-1, (len(columns), count))
-            median = (share.cumsum(-1) < 0.5).sum(-1).clamp(max=count - 1)
+            probability = (weight * of).sum(0).unflatten(-1, (len(columns), count))
+            median = (probability.cumsum(-1) < 0.5).sum(-1).clamp(max=count - 1)
             ordered = torch.as_tensor(types[columns.numpy()] == "ordinal")
-            point[..., columns] = torch.where(ordered, median, share.argmax(-1)).to(point.dtype)
-        ess = 1 / (log_weight.exp() ** 2).sum(0)
+            point[..., columns] = torch.where(ordered, median, probability.argmax(-1)).to(point.dtype)
+        ess = 1 / (share**2).sum(0)
         drawn = drawn.gather(0, kept[..., None].expand(-1, -1, len(types)))
         return Filled(*(part.double().cpu().numpy() for part in (point, drawn, ess)))
 
@@ -246,15 +260,25 @@ def _(columns: Columnwise, uniform: Uniform) -> Tensor | None:
     return columns.join(known) if len(known) == len(drawn) else None
 
 
+SUPPORTS = {
+    "positive": (float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)),
+    "count": (0.0, np.inf),
+    "unit": (0.0, 1.0),
+    "boolean": (0.0, 1.0),
+    "pixel": (0.0, 255.0),
+}
+"""Bounds of the values of a type of column, in its own units."""
+WHOLE = ("count", "boolean", "pixel")
+
+
 def own(schema: Schema, j: int, encoded: np.ndarray) -> np.ndarray:
-    """Values of column j in its own units or levels."""
+    """Values of column j in its own units or levels, each the nearest that its type allows."""
     levels = schema.levels[j] if schema.levels else None
     if levels is not None:
         return np.array(levels, dtype=object)[np.rint(encoded).astype(int).clip(0, len(levels) - 1)]
-    if schema.column_types[j] == "boolean":
-        return np.rint(encoded)
     values = encoded * (schema.scale[j] if schema.scale else 1.0) + (schema.loc[j] if schema.loc else 0.0)
-    return np.rint(values) if schema.column_types[j] == "pixel" else values
+    kind = schema.column_types[j]
+    return np.clip(np.rint(values) if kind in WHOLE else values, *SUPPORTS.get(kind, (-np.inf, np.inf)))
 
 
 def _arviz(schema: Schema, cells: Cells, num_draws: int, seed: int) -> Any:

@@ -37,7 +37,8 @@ def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
         n: rows.
         seed: of the noise.
         given: n rows with the columns that the model is given (covariates, group), where it has any; a group that is
-            missing or was not seen is one from the population, each row in one of its own. Classes are drawn.
+            missing or was not seen is one from the population, each row in one of its own. A row of a class that the
+            column of labels says is of that class; classes that are missing are drawn.
 
     Raises: OptionError for an improper prior, or `given` that does not fit; DataError for its columns.
 
@@ -47,16 +48,31 @@ def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
         (3, 4)
     """
     n = whole("n", n)
-    further = {name: value for name, value in _given(vae, given, n).items() if name != "y"}
+    if given is not None and not (vae.schema is not None and _beside(vae.schema)):
+        raise OptionError(f"given: got {type(given).__name__}, but this model is given no columns")
+    further = _given(vae, given, n)
+    label = further.pop("label", None)
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         shared = poutine.trace(global_sites).get_trace(getattr(vae, "encoder", None))
         try:
-            sites = poutine.trace(poutine.replay(vae.model, trace=shared)).get_trace(n=n, **further).nodes
+            model = poutine.replay(_of_classes(vae, label), trace=shared)
+            sites = poutine.trace(model).get_trace(n=n, **further).nodes
         except NotImplementedError as error:
             raise OptionError(
                 "generate: got an improper prior, which cannot be sampled; expected a proper one"
             ) from error
-    return Simulated(_with_given(vae, _own(vae, sites["x"]["value"]), given), sites["z"]["value"].cpu().numpy())
+    classes = sites["y"]["value"].argmax(-1).tolist() if "y" in sites else None
+    rows = _with_given(vae, _own(vae, sites["x"]["value"]), given, classes)
+    return Simulated(rows, sites["z"]["value"].cpu().numpy())
+
+
+def _of_classes(vae: Any, label: Tensor | None) -> Any:
+    """The model with the classes (n,) that are known put in, the others drawn."""
+    if label is None:
+        return vae.model
+    drawn = vae.classes.prior().sample((len(label),))
+    known = one_hot(label.clamp(min=0), drawn.shape[-1]).to(drawn)
+    return poutine.condition(vae.model, {"y": torch.where(label[:, None] >= 0, known, drawn)})
 
 
 def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarray:
@@ -134,7 +150,11 @@ def _decoded(vae: Any, z: Any, given: Any, classes: dict[str, Tensor]) -> Any:
         codes = torch.as_tensor(np.asarray(z, dtype=float)).to(like)
         if codes.dim() != 2:
             raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k)")
-        further = _given(vae, given, len(codes)) | classes
+        further = _given(vae, given, len(codes))
+        label = further.pop("label", None)
+        if getattr(vae, "classes", None) is not None:
+            further["y"] = _known(label, vae.classes.prior().probs.expand(len(codes), -1))
+        further |= classes
         try:
             x = expected(call(vae.decoder, codes, **further))
         except RuntimeError as error:
@@ -193,7 +213,13 @@ def predict(vae: Any, data: Any, at: dict[str, Any]) -> Any:
         raise OptionError("predict: got a model without covariates, expected one built with covariates=...")
     if unknown := sorted(at.keys() - set(schema.names)):
         raise OptionError(f"at: got {unknown}, expected covariates among {list(schema.names)}")
-    return _like(_decoded(vae, encode(vae, data), _frame(data).assign(**at), _class(vae, data)), data)
+    frame = _frame(data)
+    for name, value in at.items():
+        if np.size(value) not in (1, len(frame)):
+            raise OptionError(
+                f"at: got {np.size(value)} values of {name!r}, expected one, or {len(frame)} for the rows"
+            )
+    return _like(_decoded(vae, encode(vae, data), frame.assign(**at), _class(vae, data)), data)
 
 
 def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10, given: Any = None) -> Any:
@@ -253,7 +279,7 @@ def manifold(vae: Any, side: int = 20, given: Any = None) -> Any:
 
 
 def _given(vae: Any, given: Any, n: int) -> dict[str, Tensor]:
-    """Covariates, groups and classes of n rows, as the programs want them."""
+    """Covariates, groups and labels of n rows, as the programs want them."""
     schema = vae.schema
     names = [] if schema is None else _beside(schema)
     covariates = [] if schema is None or schema.covariates is None else list(schema.covariates.names)
@@ -272,9 +298,6 @@ def _given(vae: Any, given: Any, n: int) -> dict[str, Tensor]:
             like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
             own = replace(schema.take(()), covariates=schema.covariates, group=schema.group, label=schema.label)
             further = own.tensors(frame[present], dtype=like.dtype, device=like.device).arguments()[1]
-    label = further.pop("label", None)
-    if getattr(vae, "classes", None) is not None:
-        further["y"] = _known(label, vae.classes.prior().probs.detach().expand(n, -1))
     return further
 
 
@@ -300,15 +323,19 @@ def _class(vae: Any, data: Any) -> dict[str, Tensor]:
         return {"y": _known(batch.label, logits)}
 
 
-def _with_given(vae: Any, rows: Any, given: Any) -> Any:
-    """Rows of a frame beside the covariates and groups that they were drawn with."""
-    if given is None or vae.schema is None or vae.schema.kind not in FRAMES:
+def _with_given(vae: Any, rows: Any, given: Any, classes: list[int] | None) -> Any:
+    """Rows of a frame beside the covariates and groups that they were drawn with, and their classes."""
+    schema = vae.schema
+    if schema is None or schema.kind not in FRAMES or (given is None and classes is None):
         return rows
-    drawn, frame = _frame(rows), _frame(given)
-    label = vae.schema.label and vae.schema.label.name
-    columns = {name: drawn[name].array for name in drawn}
-    columns |= {name: frame[name].array for name in _beside(vae.schema) if name in frame and name != label}
-    return frame_like(columns, vae.schema.kind)
+    drawn = _frame(rows)
+    columns: dict[str, Any] = {}
+    if given is not None:
+        frame = _frame(given)
+        columns = {name: frame[name].array for name in _beside(schema) if name in frame}
+    if classes is not None:
+        columns[schema.label.name] = [schema.label.levels[code] for code in classes]
+    return frame_like({name: drawn[name].array for name in drawn} | columns, schema.kind)
 
 
 def _frame(data: Any) -> Any:

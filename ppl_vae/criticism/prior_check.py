@@ -64,7 +64,7 @@ def prior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0) -> Any:
         data's own units, and of counts the share of zeros; the share of each level; the mean cosine and sine of angles.
         Its columns: "data"; "model", the median over data sets, with "low" and "high", the 5 % and 95 % quantiles; "above",
         the share of data sets whose statistic is above the data's, ties counted half: near 0 or 1 the model hardly ever
-        makes such data.
+        makes such data. NaN for a column without an observed cell.
 
     Raises: OptionError for an improper prior or a bad n; DataError for other rows than the model's.
 
@@ -96,10 +96,14 @@ def prior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0) -> Any:
             x = sites["x"]["value"].expand(sets, *own.shape[1:])
             drawn.append(_values(statistics, _own(vae.schema, x, batch.mask)))
     seen, made = _values(statistics, own)[0], np.concatenate(drawn)
-    low, middle, high = np.quantile(made, (RANGE[0], 0.5, RANGE[1]), axis=0)
-    above = ((made > seen).mean(0) + (made >= seen).mean(0)) / 2
+    known = ~np.isnan(made).all(0)
+    made, held = made[:, known], seen[known]
+    low, middle, high = np.nanquantile(made, (RANGE[0], 0.5, RANGE[1]), axis=0)
+    above = ((made > held).sum(0) + (made >= held).sum(0)) / (2 * (~np.isnan(made)).sum(0))
     index = pd.MultiIndex.from_tuples([name for name, *_ in statistics], names=["column", "statistic"])
-    return pd.DataFrame({"data": seen, "model": middle, "low": low, "high": high, "above": above}, index)
+    found = pd.DataFrame({"model": middle, "low": low, "high": high, "above": above}, index[known]).reindex(index)
+    found.insert(0, "data", seen)
+    return found
 
 
 def _statistics(schema: Any, d: int) -> list[tuple[tuple[str, str], int, Statistic]]:
@@ -116,8 +120,13 @@ def _statistics(schema: Any, d: int) -> list[tuple[tuple[str, str], int, Statist
 
 
 def _values(statistics: list, own: np.ndarray) -> np.ndarray:
-    """Of data sets (S, n, d): (S, statistics)."""
-    return np.stack([function(own[..., j]) for _, j, function in statistics], 1)
+    """Of data sets (S, n, d): (S, statistics), NaN where a data set has no cell of the column."""
+    found, some = np.full((len(own), len(statistics)), np.nan), ~np.isnan(own).all(1)
+    for k, (_, j, function) in enumerate(statistics):
+        sets = some[:, j]
+        if sets.any():
+            found[sets, k] = function(own[sets, :, j])
+    return found
 
 
 def _own(schema: Any, x: torch.Tensor, mask: Any) -> np.ndarray:

@@ -139,7 +139,10 @@ def score(
 
     A score is a function of its row, the model and the seed alone: bit-equal when asked again, equal to float32 rounding
     whatever other rows come along. Of a row with missing cells it is the score of the cells that were observed, and lower
-    or higher for being of fewer cells.
+    or higher for being of fewer cells. A label is one more cell: where it is known the row's score is of x and y, as of
+    log p(x, y); to compare rows with and without, drop that column. Under a prior with sites w that all rows share, a score
+    is given these, averaged over their posterior, as of log p(x | w): the sum over rows that w was learned from may exceed
+    their evidence.
 
     Args:
         vae: a model with its guide; also an autoencoder or a PCA.

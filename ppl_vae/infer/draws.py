@@ -129,11 +129,15 @@ def row_blocks(
     *,
     pad: bool = True,
     strict: bool = True,
+    keys: Tensor | None = None,
 ) -> Iterator[Draws]:
     """Draws for n encoded rows, to be called inside `isolated`.
 
     Every block has the same shape, the last one filled up: matrix products choose their kernel by the number of rows, and
     only then is a row's result independent of how many others come along.
+
+    Args:
+        keys: (n,) of the rows' noise; None: by `row_keys`.
     """
     n, d = batch.x.shape
     chunk = min(num_draws, 128)
@@ -143,10 +147,10 @@ def row_blocks(
         stop = min(start + height, n)
         where = torch.arange(start, start + height if pad else stop, device=batch.x.device).clamp(max=n - 1)
         block = batch.rows(where)
-        keys = row_keys(block, seed)
+        own = row_keys(block, seed) if keys is None else keys[where]
         firsts = range(0, num_draws, chunk)
         parts = [
-            _draws(vae, block, keys, shared_key(block.x, seed), min(chunk, num_draws - f), f, jacobian, observe, strict)
+            _draws(vae, block, own, shared_key(block.x, seed), min(chunk, num_draws - f), f, jacobian, observe, strict)
             for f in firsts
         ]
         yield joined(parts, 0, slice(stop - start))
@@ -175,7 +179,7 @@ def _draws(
         joint = [*terms, log_lik]
         sites |= {s["name"]: _probabilities(s, joint) for s in prior if s["infer"].get("_enumerate_dim") is not None}
         log_lik = summed_out(joint) - log_prior
-    log_lik = log_lik + _jacobian(jacobian, batch)
+    log_lik = log_lik + log_jacobian(jacobian, batch)
     return Draws(
         guide["z"]["value"],
         sites,
@@ -188,8 +192,8 @@ def _draws(
     )
 
 
-def _jacobian(terms: tuple[float, ...], batch: Batch) -> Tensor | float:
-    """log |d encoded / d own| of the cells that were observed."""
+def log_jacobian(terms: tuple[float, ...], batch: Batch) -> Tensor | float:
+    """log |d encoded / d own| of the cells that were observed, by row (n,), or of every row."""
     if batch.mask is None:
         return math.fsum(terms)
     return torch.where(batch.mask, torch.tensor(terms, dtype=torch.float64, device=batch.x.device), 0.0).sum(1)
@@ -218,6 +222,14 @@ def row_keys(batch: Batch, seed: int) -> Tensor:
     x = batch.x if batch.mask is None else torch.where(batch.mask, batch.x, math.nan)
     further = [t.to(x).view(len(x), -1) for t in (batch.c, batch.group, batch.label) if t is not None]
     return noise.row_keys(torch.cat([x, *further], 1) if further else x, seed)
+
+
+def told_apart(keys: Tensor) -> Tensor:
+    """Keys (n,) that differ also where rows are equal, by their order: the first of equal rows keeps its key."""
+    order = keys.argsort(stable=True)
+    number = torch.empty_like(keys)
+    number[order] = torch.arange(len(keys), device=keys.device) - torch.searchsorted(keys[order], keys[order])
+    return torch.where(number > 0, noise.mix(keys + number * noise.GAMMA), keys)
 
 
 def shared_key(x: Tensor, seed: int) -> Tensor:

@@ -20,12 +20,14 @@ class Tally(Messenger):
     Attributes:
         sites: {(role, name): [(S, n) for each time that the program ran]}; role: "q" of the guide, "prior" or
             "likelihood" of the model.
+        labels: the weighted log probabilities of known classes, which are in the objective and in no bound.
         summed_out: whether any site was enumerated.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.sites: dict[tuple[str, str], list[Tensor]] = {}
+        self.labels: list[Tensor] = []
         self.summed_out = False
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -33,17 +35,17 @@ class Tally(Messenger):
             return
         if not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
             return
-        if msg["is_observed"] and msg["name"] != "x":  # a classifier's labels are in no bound
-            return
+        labels = msg["is_observed"] and msg["name"] != "x"
         self.summed_out |= msg["infer"].get("_enumerate_dim") is not None
         role = "likelihood" if msg["is_observed"] else "q" if msg["value"] is None else "prior"
-        kept = self.sites.setdefault((role, msg["name"]), [])
+        kept = self.labels if labels else self.sites.setdefault((role, msg["name"]), [])
+        weight = msg["scale"] if labels else 1.0
         me = weakref.ref(msg["fn"])  # a strong one would be a cycle, and keep the step's graph alive
 
         def log_prob(value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             fn = me()
             result = type(fn).log_prob(fn, value, *args, **kwargs)  # type: ignore[union-attr]
-            kept.append(result.detach())
+            kept.append(weight * result.detach())
             return result
 
         msg["fn"].log_prob = log_prob
@@ -66,10 +68,11 @@ class Tally(Messenger):
     def figures(self, target: Objective, value: float) -> dict[str, float]:
         """Means over draws and rows: the bound that the objective raises, its reconstruction and KL terms.
 
-        Where sites are summed out the terms are not apart: the bound is the objective's `value`.
+        Where sites are summed out the terms are not apart: the bound is the objective's `value` without the labels' term.
         """
         if self.summed_out:
-            return {"bound": value, "reconstruction": nan, "kl": nan}
+            labels = torch.stack(self.labels).mean() if self.labels else 0.0
+            return {"bound": value - float(labels), "reconstruction": nan, "kl": nan}
         log_lik, kl = self.total("likelihood"), self.total("q") - self.total("prior")
         bound = BOUNDS[target.bound](log_lik - kl)
         return {"bound": float(bound.mean()), "reconstruction": float(log_lik.mean()), "kl": float(kl.mean())}

@@ -156,6 +156,8 @@ def fitting(target: Objective, choice: Any, known: Facts) -> Objective:
             f"objective: got {name!r}, whose weights are per row, with the site {known.shared[0]!r} that all rows share; "
             "expected 'elbo' or 'analytic_kl'"
         )
+    if target.options.get("temperature") and "y" in (*known.discrete, *known.enumerated):
+        raise OptionError(f"objective: got {name!r} with classes, which are known on some rows; expected 'enumerate'")
     if (target.enumerates or target.options.get("temperature")) and not (known.discrete or known.enumerated):
         raise OptionError(f"objective: got {name!r}, expected a guide with a discrete site")
     if known.enumerated or target.enumerates:

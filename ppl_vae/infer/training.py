@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
-from ppl_vae.infer.draws import facts, in_mode, row_blocks
+from ppl_vae.infer.draws import facts, in_mode, log_jacobian, row_blocks
 from ppl_vae.infer.handlers import LatentScale, Relaxed, SharedScale, Tally
 from ppl_vae.infer.history import History
 from ppl_vae.infer.noise import Keyed, step_keys
@@ -176,7 +176,6 @@ class Step:
     def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int, total: int) -> None:
         self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, int(vae.steps)
         self.total = total
-        self.jacobian = vae.schema.log_jacobian if vae.schema is not None else 0.0
         elbo: Any = target.make(particles)
 
         def loss_and_grads(*args: Any, **kwargs: Any) -> float:
@@ -206,6 +205,9 @@ class Step:
             "grad_norm": float(one.grad_norm),
         }
         figures |= tally.figures(self.target, figures["objective"])
+        jacobian = 0.0 if self.vae.schema is None else log_jacobian(self.vae.schema.log_jacobians, batch)
+        for name in ("bound", "reconstruction", "objective"):
+            figures[name] += float(torch.as_tensor(jacobian, dtype=torch.float64).mean())
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * one.rows
         self.sums["rows"] = self.sums.get("rows", 0.0) + one.rows
@@ -243,7 +245,7 @@ class Step:
         rows = self.sums.pop("rows")
         means = {name: value / rows for name, value in self.sums.items()}
         self.sums = {}
-        return {n: v + self.jacobian if n in ("bound", "reconstruction", "objective") else v for n, v in means.items()}
+        return means
 
 
 class Best:

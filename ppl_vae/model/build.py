@@ -6,6 +6,7 @@ from inspect import Parameter, signature
 from math import prod
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistributionMixin
@@ -97,7 +98,8 @@ def build(
         likelihood: a name of `likelihoods()` for all columns; "infer", each column by its type (`Schema.infer`); a class
             of Pyro distributions, whose parameters get heads and links by their constraints; a callable of d that
             returns a module with `.outputs` (net outputs per feature), called with that many tensors (..., d) and
-            returning p(x|z); or a dict of these by column, the rest inferred.
+            returning p(x|z); or a dict of these by column, the rest inferred. An attribute `type` of the callable says for
+            which columns it is, if not for real ones: "count", "positive", ..., a name in `data.columns.TYPES`.
         prior: a name of `priors()`, a Pyro distribution of event (k,), or a callable that returns one.
         posterior: a name of `posteriors()`, or a module like a likelihood's, returning q(z|x).
         nets: "mlp" or "cnn" (option `channels=(32, 64)`; rows must be images).
@@ -128,15 +130,16 @@ def build(
         >>> vae.decoder(torch.zeros(1, 2)).event_shape
         torch.Size([3])
     """
+    missing, given = _columns(nullable), _columns(covariates)
     if likelihood in ("bernoulli", "continuous_bernoulli"):
         standardize = "none"
     if schema is None:
-        roles: dict[str, Any] = {"covariates": tuple(covariates), "group": group, "label": label}
+        roles: dict[str, Any] = {"covariates": given, "group": group, "label": label}
         if likelihood == "infer":
             schema = Schema.infer(data, standardize=standardize, **roles)
         else:
-            schema = _schema(data, likelihood, standardize, nullable, roles)
-    elif nullable or covariates or group or label:
+            schema = _schema(data, likelihood, standardize, missing, roles)
+    elif missing or given or group or label:
         raise OptionError(
             "schema: got one beside nullable, covariates, group or label, expected the schema to say these"
         )
@@ -154,8 +157,8 @@ def build(
         scale_link=scale_link,
         scale_floor=scale_floor,
         standardize=standardize,
-        nullable=nullable if isinstance(nullable, bool) else tuple(nullable),
-        covariates=tuple(covariates),
+        nullable=missing,
+        covariates=given,
         group=group,
         label=label,
         seed=seed,
@@ -289,6 +292,11 @@ def factory(kind: str, name: str, own: dict[str, Any]) -> Callable:
     return getattr(found, "make", found)
 
 
+def _columns(names: Any) -> Any:
+    """Names of columns as a tuple, of one name too; a truth value as it is."""
+    return names if isinstance(names, bool) else (names,) if isinstance(names, str) else tuple(names)
+
+
 def _classes(schema: Schema) -> int:
     return 0 if schema.label is None else len(schema.label.levels)
 
@@ -323,8 +331,12 @@ def column_type(likelihood: Any) -> str:
     """The type of column that a likelihood is for, by its name, its own attribute `type`, or its support."""
     if not callable(likelihood):
         return getattr(part("likelihood", likelihood, families.LIKELIHOODS), "type", "real")
+    if isinstance(own := getattr(likelihood, "type", None), str):  # of a module it is a method
+        return own
+    if likelihood is dist.VonMises:  # which says that its support is all real numbers
+        return "angle"
     support = getattr(likelihood, "support", None) if isinstance(likelihood, type) else None
-    return getattr(likelihood, "type", SUPPORTS.get(repr(support), "real"))
+    return SUPPORTS.get(repr(support), "real")
 
 
 SUPPORTS = {

@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from ppl_vae.errors import number
 from ppl_vae.model.conditional import beside
 
 CERTAIN = 1e4
@@ -26,12 +27,13 @@ class Classes(nn.Module):
         net: features to logits (..., classes).
         classes: their number.
         covariates: c to features, where there are covariates.
-        weight: of log q(y|x) on rows with a label, added to the training objective (eq. 9), in no bound or score.
+        weight: of log q(y|x) on rows with a label, 0 or more, added to the training objective (eq. 9), in no bound or score.
     """
 
     def __init__(self, inputs: Any, net: Any, classes: int, covariates: Any = None, weight: float = 1.0) -> None:
         super().__init__()
-        self.inputs, self.net, self.covariates, self.weight = inputs, net, covariates, weight
+        self.inputs, self.net, self.covariates = inputs, net, covariates
+        self.weight = number("label_weight", weight, inclusive=True)
         self.logits = nn.Parameter(torch.zeros(classes))
 
     def prior(self) -> Any:
@@ -54,6 +56,8 @@ class Classes(nn.Module):
 
     def supervise(self, x: Tensor, mask: Tensor | None, c: Tensor | None, label: Tensor) -> None:
         """The site "label": the known classes under the classifier, weighted."""
+        if not self.weight:
+            return
         logits = self.classify(x, mask, c)
         classes = dist.OneHotCategorical(logits=logits).mask(label >= 0)
         with poutine.scale(scale=self.weight):

@@ -19,11 +19,13 @@ from torch.nn.functional import logsigmoid, pad, softplus
 from ppl_vae.data.schema import Schema
 from ppl_vae.errors import OptionError, choose, number, whole
 from ppl_vae.model.masses import (
+    ContinuousBernoulli,
     DiscretizedLogistic,
+    NegativeBinomial,
     OpenBeta,
+    Poisson,
     RowMultinomial,
-    ZeroInflatedNegativeBinomial,
-    ZeroInflatedPoisson,
+    ZeroInflated,
 )
 from ppl_vae.model.mixed import Mixed
 from ppl_vae.model.mixed import expected as expected
@@ -38,6 +40,8 @@ CONCENTRATION_BOUND = 1e4
 by their size times 6e-8, and without a bound a likelihood grows without bound."""
 LOG_MEAN_BOUND = 20.0
 """Means of positive and count columns stay within this many nats of the column's typical value."""
+LOGIT_BOUND = 16.0
+"""Of the continuous Bernoulli: its scale at an end is at least 1/16. torch's probabilities saturate there in float32."""
 NEVER = -1e9
 """Logit of a level that a column does not have."""
 
@@ -301,8 +305,19 @@ def _beta(logit: Tensor, concentration: Tensor) -> dist.Distribution:
 
 
 def continuous_bernoulli(schema: Schema, heads: Heads) -> Family:
-    """Continuous Bernoulli from logits: a density on [0, 1] for grey values (Loaiza-Ganem & Cunningham 2019)."""
-    return Family(dist.ContinuousBernoulli, schema.width, logits=Head())
+    """Continuous Bernoulli from logits: a density on [0, 1] for grey values (Loaiza-Ganem & Cunningham 2019).
+
+    Far from 0 it is exponential at one end with scale 1 / |logit|, so that a grey value seen again and again, as the black
+    of a background, would drive its density without bound: logits are bounded.
+    """
+    return Family(ContinuousBernoulli, schema.width, logits=Head(bounded_logits))
+
+
+def bounded_logits(raw: Tensor) -> Tensor:
+    """The net's logits up to half of `LOGIT_BOUND`; from there on they approach it, smoothly."""
+    half = LOGIT_BOUND / 2
+    inner = raw.clamp(-half, half)
+    return inner + half * torch.tanh((raw - inner) / half)
 
 
 def von_mises(schema: Schema, heads: Heads) -> Family:
@@ -388,7 +403,7 @@ def _rate(loc: Tensor, log_loc: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _poisson(**logs: Tensor) -> dist.Distribution:
-    return dist.Poisson(_rate(**logs).exp())
+    return Poisson(_rate(**logs).exp())
 
 
 def negative_binomial(schema: Schema, heads: Heads) -> Family:
@@ -398,7 +413,7 @@ def negative_binomial(schema: Schema, heads: Heads) -> Family:
 
 
 def _negative_binomial(total_count: Tensor, **logs: Tensor) -> dist.Distribution:
-    return dist.NegativeBinomial(total_count, logits=_rate(**logs) - total_count.log())
+    return NegativeBinomial(total_count, logits=_rate(**logs) - total_count.log())
 
 
 def zero_inflated_poisson(schema: Schema, heads: Heads) -> Family:
@@ -407,7 +422,7 @@ def zero_inflated_poisson(schema: Schema, heads: Heads) -> Family:
 
 
 def _zero_inflated_poisson(gate_logits: Tensor, **logs: Tensor) -> dist.Distribution:
-    return ZeroInflatedPoisson(_rate(**logs).exp(), gate_logits=gate_logits)
+    return ZeroInflated(Poisson(_rate(**logs).exp()), gate_logits=gate_logits)
 
 
 def zero_inflated_negative_binomial(schema: Schema, heads: Heads) -> Family:
@@ -417,8 +432,7 @@ def zero_inflated_negative_binomial(schema: Schema, heads: Heads) -> Family:
 
 
 def _zero_inflated_negative_binomial(total_count: Tensor, gate_logits: Tensor, **logs: Tensor) -> dist.Distribution:
-    logits = _rate(**logs) - total_count.log()
-    return ZeroInflatedNegativeBinomial(total_count, logits=logits, gate_logits=gate_logits)
+    return ZeroInflated(_negative_binomial(total_count, **logs), gate_logits=gate_logits)
 
 
 def multinomial(schema: Schema, heads: Heads, *, total: int | None = None) -> Family:

@@ -49,25 +49,73 @@ class OpenBeta(dist.Beta):
     support = _OpenUnit()  # type: ignore[assignment]
 
 
-def _gate(self: Any) -> Tensor:
-    return torch.sigmoid(self.gate_logits)
+class ContinuousBernoulli(dist.ContinuousBernoulli):
+    """torch's, by `logits`, without the clamp of probabilities that leaves its densities a mass below 1 from |logit| 15 on.
+
+    log p(x) = l x + log(l / (exp l - 1)) (Loaiza-Ganem & Cunningham 2019, eq. 8): by |l|, so that nothing overflows, and
+    near l = 0 by its series.
+    """
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        is_far, size, near = _split(self.logits)
+        series = -near / 2 - near**2 / 24 + near**4 / 2880
+        exact = size.log() - torch.log(-torch.expm1(-size)) - torch.relu(self.logits)
+        return value * self.logits + torch.where(is_far, exact, series)
+
+    def icdf(self, value: Tensor) -> Tensor:
+        up, size = self.logits > 0, self.logits.abs().clamp(min=1e-6)
+        x = -torch.log1p(torch.where(up, 1 - value, value) * torch.expm1(-size)) / size  # of -|l|
+        return torch.where(up, 1 - x, x).clamp(0.0, 1.0)
+
+    @property
+    def mean(self) -> Tensor:
+        is_far, size, near = _split(self.logits)
+        series = near / 12 - near**3 / 720 + near**5 / 30240
+        exact = self.logits.sign() * (-1 / torch.expm1(-size) - 1 / size - 0.5)
+        return 0.5 + torch.where(is_far, exact, series)
+
+    @property
+    def variance(self) -> Tensor:
+        is_far, size, near = _split(self.logits)
+        series = 1 / 12 - near**2 / 240 + near**4 / 6048
+        return torch.where(is_far, 1 / size**2 - torch.exp(-size) / torch.expm1(-size) ** 2, series)
 
 
-class ZeroInflatedPoisson(dist.ZeroInflatedPoisson):
+def _split(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which logits are far from 0; for these |logit|, else 1; for the others the logit, else 0: no branch turns infinite."""
+    is_far = logits.abs() > 0.5
+    return is_far, torch.where(is_far, logits.abs(), 1.0), torch.where(is_far, 0.0, logits)
+
+
+class Poisson(dist.Poisson):
+    """Pyro's, its log masses summed in float64: of large counts float32 loses the difference of large numbers."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        count, rate = value.double(), self.rate.double()
+        return (torch.xlogy(count, rate) - rate - torch.lgamma(count + 1)).to(self.rate.dtype)
+
+
+class NegativeBinomial(dist.NegativeBinomial):
+    """Pyro's, by `logits`, its log masses summed in float64, as of `Poisson`."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        count, total, logits = value.double(), self.total_count.double(), self.logits.double()
+        ways = torch.lgamma(total + count) - torch.lgamma(1 + count) - torch.lgamma(total)
+        return (ways + total * logsigmoid(-logits) + count * logsigmoid(logits)).to(self.logits.dtype)
+
+
+class ZeroInflated(dist.ZeroInflatedDistribution):
     """Pyro's, by `gate_logits`; Pyro's keeps the gate it once computed, and can then no longer be expanded."""
 
-    gate = property(_gate)
-
-
-class ZeroInflatedNegativeBinomial(dist.ZeroInflatedNegativeBinomial):
-    """Pyro's, by `logits` and `gate_logits`; Pyro's refuses a probability that rounds to 1."""
-
-    gate = property(_gate)
-    arg_constraints = {  # noqa: RUF012 - torch's own protocol
-        "total_count": constraints.positive,
-        "logits": constraints.real,
-        "gate_logits": constraints.real,
-    }
+    @property
+    def gate(self) -> Tensor:
+        return torch.sigmoid(self.gate_logits)
 
 
 class RowMultinomial(dist.Multinomial):

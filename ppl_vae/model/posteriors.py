@@ -91,7 +91,8 @@ class NormalMixture(nn.Module):
         self.latent, self.components = latent, whole("posterior_components", components)
         self.link = choose("scale_link", link, SCALE_LINKS)
         self.width = self.components * (2 * latent + 1)
-        self.register_buffer("spread", torch.linspace(-0.5, 0.5, self.components)[:, None])
+        spread = torch.linspace(-0.5, 0.5, self.components)
+        self.register_buffer("spread", (spread - spread.mean())[:, None])  # of one component: 0
 
     def forward(self, raw: Tensor) -> dist.Distribution:
         logits, rest = raw.split([self.components, self.width - self.components], -1)

@@ -76,7 +76,7 @@ def fit(
     out: str,
     model: Namespace,
     fit: Namespace,
-    missing: list[str],
+    missing: list[str] | str,
     names: list[str],
     scores: bool,
     imputations: bool,
@@ -108,10 +108,10 @@ def fit(
     print(f"{len(history)} epochs in {history['seconds'][-1]:.1f} s")
     held_out = f", {last['valid_bound']:.4f} on the rows held out" if fit_options.valid else ""
     print(f"bound {last['bound']:.4f} nats a row in training{held_out}")
-    if scores:
-        _write_scores(folder / "scores.csv", vae, rows)
-    if imputations:
-        _write_imputed(folder / "imputed.csv", vae, rows)
+    for name, wanted, write in (("scores", scores, _write_scores), ("imputed", imputations, _write_imputed)):
+        (folder / f"{name}.csv").unlink(missing_ok=True)  # of the model before
+        if wanted:
+            write(folder / f"{name}.csv", vae, rows)
     print(f"wrote {folder}")
 
 
@@ -123,7 +123,7 @@ def score(
     num_draws: int,
     seed: int,
     contamination: float,
-    missing: list[str],
+    missing: list[str] | str,
     names: list[str],
 ) -> None:
     """Score rows, higher = more normal; writes row, score, mcse and flagged (0 or 1) as CSV."""
@@ -135,7 +135,7 @@ def score(
     )
 
 
-def impute(model: str, data: str, out: str, seed: int, missing: list[str], names: list[str]) -> None:
+def impute(model: str, data: str, out: str, seed: int, missing: list[str] | str, names: list[str]) -> None:
     """Fill the missing cells of rows with what is most expected given the others; writes CSV."""
     from ppl_vae.use.store import load
 
@@ -200,14 +200,14 @@ COMMANDS: dict[str, Callable[..., None]] = {
 # ---- what they share
 
 
-def _rows(data: str, missing: list[str] | None = None, names: list[str] | None = None) -> Any:
+def _rows(data: str, missing: list[str] | str | None = None, names: list[str] | None = None) -> Any:
     """Data by path or by a data set's name; a data set's labels are not looked at."""
     from ppl_vae.data.datasets import load
     from ppl_vae.data.tables import read_csv
 
     path = Path(data)
     if missing or names:
-        return read_csv(path, missing=missing or (), names=names or None)
+        return read_csv(path, missing=[missing] if isinstance(missing, str) else missing or (), names=names or None)
     if path.suffix or path.exists():
         return path
     try:
@@ -326,7 +326,7 @@ def _score_arguments(one: ArgumentParser) -> None:
 
 def _add_reading(one: ArgumentParser) -> None:
     one.add_argument(
-        "--missing", type=list[str], default=[], help='texts of a CSV file that stand for a missing cell, as ["?"]'
+        "--missing", type=list[str] | str, default=[], help='texts of a CSV file that stand for a missing cell, as "?"'
     )
     one.add_argument(
         "--names", type=list[str], default=[], help="column names of a CSV file without a first line of them"

@@ -240,3 +240,27 @@ def test_bad_input(vae):
         pv.decode(vae, np.zeros((4, 3)))
     with pytest.raises(pv.OptionError, match="improper prior"):
         pv.generate(pv.build(X, posterior="delta", prior="flat", scale=1.0), 3)
+
+
+def test_rows_of_a_class_that_is_asked_for():
+    """Classes 6 apart; those not asked for are drawn: 100 of a fair coin, both seen but at 2e-30."""
+    table = pd.DataFrame({"x": np.r_[np.full(20, -3.0), np.full(20, 3.0)], "kind": ["low"] * 20 + ["high"] * 20})
+    vae = pv.build(table, label="kind", latent=1, hidden=(), scale=0.1, standardize="none")
+    with torch.no_grad():
+        vae.decoder.net[0].weight.copy_(torch.tensor([[0.0, 3.0, -3.0]]))  # of z, high, low
+        vae.decoder.net[0].bias.zero_()
+    asked = pd.DataFrame({"kind": ["high", "low", None, "low"] * 25})
+    drawn = pv.generate(vae, 100, given=asked).x
+    known = asked.kind.notna()
+    assert drawn.kind[known].tolist() == asked.kind[known].tolist() and set(drawn.kind) == {"high", "low"}
+    assert ((drawn.x > 0) == (drawn.kind == "high")).all()
+    assert set(pv.generate(vae, 100).x.kind) == {"high", "low"}
+    with pytest.raises(pv.OptionError, match="given no columns"):
+        pv.generate(pv.build(X), 3, given=asked)
+
+
+def test_predict_wants_one_value_or_one_a_row():
+    table = pd.DataFrame({"a": [0.1, 0.2, 0.9, 1.0], "age": [20.0, 30.0, 40.0, 50.0]})
+    vae = pv.build(table, covariates="age", latent=1)
+    with pytest.raises(pv.OptionError, match="at: got 3 values of 'age', expected one, or 4"):
+        pv.predict(vae, table, at={"age": [1.0, 2.0, 3.0]})

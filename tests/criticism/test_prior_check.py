@@ -97,3 +97,15 @@ def test_an_improper_prior_and_no_data_sets_are_refused():
         pv.prior_predictive(pv.build(x, posterior="delta", prior="flat", scale=1.0), x)
     with pytest.raises(pv.OptionError, match="n: got 0"):
         pv.prior_predictive(pv.build(x), x, n=0)
+
+
+def test_a_column_without_an_observed_cell_has_nan_and_no_warning():
+    """One row with a hole, for each type of statistic: NumPy's warnings would be errors here."""
+    frame = FRAME.assign(turn=RANDOM.vonmises(1.0, 2.0, N))
+    frame = frame.mask(RANDOM.rand(*frame.shape) < 0.2)
+    vae = pv.build(frame, likelihood={**LIKELIHOOD, "turn": "von_mises"}, nullable=True, latent=2, hidden=(8,))
+    row = frame.dropna().iloc[:1]
+    for column in row:
+        found = pv.prior_predictive(vae, row.assign(**{column: np.nan}), n=5)
+        assert found.loc[[column]].isna().all(axis=None)
+        assert np.isfinite(found.drop(column, level="column")).all(axis=None)

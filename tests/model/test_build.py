@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pyro.distributions as dist
 import pytest
 import torch
@@ -124,3 +125,26 @@ def test_a_class_of_distributions_tells_the_type_of_its_columns():
 def test_a_prior_of_another_shape_is_refused_by_name(size, event):
     with pytest.raises(pv.OptionError, match=r"prior: got a .* expected event shape \(3,\)"):
         pv.build(X, latent=3, prior=dist.Laplace(torch.zeros(size), 1.0).to_event(event))
+
+
+def test_a_class_of_modules_is_a_likelihood_of_real_columns():
+    class Own(torch.nn.Module):  # its attribute `type` is torch's, a cast
+        outputs = 1
+
+        def __init__(self, d):
+            super().__init__()
+
+        def forward(self, loc):
+            return dist.Laplace(loc, 1.0).to_event(1)
+
+    assert isinstance(pv.build(X, likelihood=Own).decoder.family, Own)
+    assert set(pv.build(X, likelihood=dist.VonMises).schema.types) == {"angle"}
+
+
+def test_one_column_by_its_name_alone():
+    table = pd.DataFrame(X, columns=list("abcdef")).mask(X < 0.2)
+    table["b"] = X[:, 1]
+    schema = pv.build(table, covariates="b", nullable=True).schema
+    assert schema.covariates.names == ("b",)
+    only = table[["a", "b"]]
+    assert pv.build(only, nullable="a").schema.nullable == ("a",)

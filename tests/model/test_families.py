@@ -15,6 +15,7 @@ from ppl_vae.model.conditional import Conditional
 from ppl_vae.model.families import (
     LIKELIHOODS,
     LOG_VARIANCE_BOUND,
+    LOGIT_BOUND,
     SCALE_FLOOR,
     SCALE_LINKS,
     UNIT,
@@ -25,6 +26,7 @@ from ppl_vae.model.families import (
     from_class,
     likelihood,
 )
+from ppl_vae.model.masses import ContinuousBernoulli, NegativeBinomial, Poisson
 from ppl_vae.model.mixed import Mixed
 
 PLAIN = Heads()
@@ -604,3 +606,51 @@ def test_an_ordinal_column_needs_two_levels():
 def test_every_likelihood_says_what_it_is_for():
     assert all(entry.text and entry.type in (*CONTINUOUS, *VALUES) for entry in LIKELIHOODS.values())
     assert Head().source == "row"
+
+
+@pytest.mark.parametrize("logit", [-900.0, -40.0, -20.0, -0.6, -0.3, 0.0, 1e-4, 0.45, 2.0, 16.0, 77.0, 1000.0])
+def test_a_continuous_bernoulli_is_a_density_at_any_logit(logit):
+    """Mass, mean, variance and quantiles by quadrature on a grid that is fine at both ends."""
+    p = ContinuousBernoulli(logits=torch.tensor(logit, dtype=torch.float64))
+    end = torch.logspace(-9, math.log10(0.5), 20_001, dtype=torch.float64)
+    x = torch.cat([torch.zeros(1).double(), end, (1 - end[:-1]).flip(0), torch.ones(1).double()])
+    density = p.log_prob(x).exp()
+    assert torch.trapezoid(density, x).item() == pytest.approx(1, abs=1e-6)
+    mean = torch.trapezoid(x * density, x)
+    assert p.mean.item() == pytest.approx(mean.item(), abs=1e-6)
+    assert p.variance.item() == pytest.approx(torch.trapezoid((x - mean) ** 2 * density, x).item(), abs=1e-6)
+    cdf = torch.cumulative_trapezoid(density, x)
+    u = torch.tensor([0.001, 0.3, 0.5, 0.9, 0.999], dtype=torch.float64)
+    assert np.allclose(np.interp(p.icdf(u), x[1:], cdf), u, atol=2e-6)
+    single = ContinuousBernoulli(logits=torch.tensor(logit))
+    grid = torch.linspace(0, 1, 11)
+    assert torch.allclose(single.log_prob(grid).double(), p.log_prob(grid.double()), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(single.mean.double(), p.mean, atol=1e-6)
+
+
+def test_a_continuous_bernoulli_has_finite_gradients_everywhere():
+    logits = torch.tensor([-1000.0, -20.0, -0.5, 0.0, 1e-8, 0.5, 20.0, 1000.0], requires_grad=True)
+    p = ContinuousBernoulli(logits=logits)
+    (p.log_prob(torch.tensor(0.3)) + p.mean + p.icdf(torch.tensor(0.2))).sum().backward()
+    assert torch.isfinite(logits.grad).all()
+    assert torch.allclose(torch.autograd.grad(p.log_prob(torch.tensor(0.3)).sum(), logits)[0], 0.3 - p.mean, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 30, 10_000, 1_000_000])
+def test_masses_of_large_counts_in_float32(count):
+    """Against SciPy at the same parameters, which float32 has rounded: 1e-5 nats."""
+    value, rate = torch.tensor(float(count)), torch.tensor(0.9 * count + 1)
+    expected = stats.poisson(rate.item()).logpmf(count)
+    assert Poisson(rate).log_prob(value).item() == pytest.approx(expected, rel=1e-6, abs=1e-5)
+    total, logits = torch.tensor(5.5), torch.log(rate / 5.5)
+    probability = 1 / (1 + math.exp(logits.item()))
+    expected = stats.nbinom(5.5, probability).logpmf(count)
+    assert NegativeBinomial(total, logits=logits).log_prob(value).item() == pytest.approx(expected, rel=1e-6, abs=1e-5)
+
+
+def test_grey_logits_are_bounded_and_keep_a_gradient():
+    raw = torch.tensor([-1000.0, -30.0, -8.0, -1.0, 0.0, 8.0, 30.0], requires_grad=True)
+    logits = make("continuous_bernoulli", 7)(raw).base_dist.logits
+    assert torch.equal(logits[2:6], raw[2:6]) and (logits.abs() <= LOGIT_BOUND).all() and logits[6] > 15.9
+    logits.sum().backward()
+    assert torch.allclose(raw.grad[2:6], torch.ones(4)) and 0 < raw.grad[1] < 0.1
