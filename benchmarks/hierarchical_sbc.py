@@ -16,8 +16,8 @@ coverage are over simulations, since the 20 effects of one share its location an
 one at 0.9. 100 simulations were planned; 100 more followed a look at these, where 96 of the spread's intervals held it and
 p of the effects was 3e-3: the tables have all, and either hundred. The smallest effective sample size (over location,
 spread and offsets) of the 297 draws was 28 in the worst simulation and 105 in the median one, and below the 99 that are
-ranked in 45 % of them: there ranks are of fewer independent draws, and coverage a little low. Nothing diverged. Of the guide nothing is
-expected: it is mean-field in the shared sites, and its q(z|x) does not know the group.
+ranked in 45 % of them: there ranks are of fewer independent draws, and coverage a little low. Nothing diverged. Of the
+guide nothing is expected: it is mean-field in the shared sites, and its q(z|x) does not know the group.
 """
 
 import sys
