@@ -10,10 +10,11 @@ from weakref import WeakKeyDictionary
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ppl_vae.data.schema import Batch, Schema
-from ppl_vae.errors import OptionError
+from ppl_vae.errors import OptionError, ProgramError
 from ppl_vae.model.missing import inside, masked
 
 Part = Callable[..., dist.Distribution]
@@ -48,6 +49,24 @@ def call(part: Any, *values: Tensor, **given: Any) -> Any:
 def global_sites(part: Any) -> Any:
     """What a part samples before the plate of rows, if anything."""
     return part.global_sites() if hasattr(part, "global_sites") else None
+
+
+def sound(site: str, name: str, made: Any) -> Any:
+    """What a part returned, if it is a Pyro distribution with its event dimension declared.
+
+    Raises: ProgramError naming site and part.
+    """
+    if not isinstance(made, TorchDistributionMixin):
+        kind = type(made)
+        got = f"{kind.__module__}.{kind.__name__}"
+        raise ProgramError(f"site {site!r}: got a {got} from the {name}, expected a Pyro distribution")
+    if len(made.event_shape) != 1:
+        shapes = f"batch shape {tuple(made.batch_shape)} and event shape {tuple(made.event_shape)}"
+        raise ProgramError(
+            f"site {site!r}: got a {type(made).__name__} of {shapes} from the {name}, expected one event dimension; "
+            ".to_event(1) declares it"
+        )
+    return made
 
 
 class VAE(nn.Module):
@@ -126,8 +145,8 @@ class VAE(nn.Module):
                 given["y"] = pyro.sample("y", self.classes.prior())
                 if self.training and label is not None and x is not None:
                     self.classes.supervise(x, mask, c, label)
-            z = pyro.sample("z", call(self.prior, **given))
-            likelihood = call(self.decoder, z, **given)
+            z = pyro.sample("z", sound("z", "prior", call(self.prior, **given)))
+            likelihood = sound("x", "decoder", call(self.decoder, z, **given))
             if mask is not None:  # masked NaN would still give NaN gradients: fill, then mask
                 x = None if x is None else torch.where(mask, x, inside(likelihood))
                 likelihood = masked(likelihood, mask)
@@ -154,7 +173,7 @@ class VAE(nn.Module):
             if self.classes is not None:
                 posterior = self.classes.posterior(x, mask, c, label)
                 given["y"] = pyro.sample("y", posterior, infer={"enumerate": "parallel"})
-            return pyro.sample("z", call(self.encoder, x, **given))
+            return pyro.sample("z", sound("z", "encoder", call(self.encoder, x, **given)))
 
     def _register(self, *names: str) -> None:
         for name in names:

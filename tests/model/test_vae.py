@@ -97,3 +97,27 @@ def test_a_vae_of_plain_callables_is_fitted_and_scored():
     exact = dist.Normal(torch.as_tensor(x.mean(0)), 1.0).to_event(1).log_prob(torch.as_tensor(x))
     assert np.allclose(pv.score(vae, x, "iwae").values, exact, atol=0.05)
     assert "loc" not in pyro.get_param_store()
+
+
+@pytest.mark.parametrize(
+    ("part", "made", "message"),
+    [
+        ("decoder", lambda z: z, "site 'x': got a torch.Tensor from the decoder, expected a Pyro"),
+        ("encoder", lambda x: torch.distributions.Normal(x[..., :2], 1.0), "site 'z': got a torch.dist.* the encoder"),
+        (
+            "prior",
+            lambda: dist.Normal(torch.zeros(2), 1.0),
+            r"site 'z': .* from the prior, .*; .to_event\(1\) declares",
+        ),
+    ],
+)
+def test_a_part_that_returns_something_else_is_named(part, made, message):
+    parts = {
+        "encoder": lambda x: dist.Normal(x[..., :2], 1.0).to_event(1),
+        "decoder": lambda z: dist.Normal(z.repeat_interleave(2, -1), 1.0).to_event(1),
+        "prior": lambda: dist.Normal(torch.zeros(2), 1.0).to_event(1),
+    }
+    x = np.zeros((5, 4))
+    pv.score(pv.VAE(**parts), x)
+    with pytest.raises(pv.ProgramError, match=message):
+        pv.score(pv.VAE(**parts | {part: made}), x)
