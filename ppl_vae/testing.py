@@ -5,7 +5,8 @@ error where the part cannot even be used. They have fixed seeds, so that a part 
 state and Pyro's are left as they were. With another seed a sound part of up to 3 dimensions fails each of its two tests of
 draws by chance at about `RATE`: over 100 seeds the smallest p-value was 0.007 for normals of 2 dimensions and 0.010 for
 Student's t of 3 degrees of freedom in 3. In 4 dimensions, where neighbours are far, p-values are too small: a fifth were
-below 0.1, and the smallest, of Laplace's distribution, was 6e-6.
+below 0.1, and the smallest, of Laplace's distribution, was 6e-6. Draws that float32 rounds to an edge fail too, as those of
+a beta with concentrations of 0.2 do.
 
     from ppl_vae.testing import check_prior
 
