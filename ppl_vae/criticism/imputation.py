@@ -18,7 +18,7 @@ from ppl_vae.data.schema import Schema
 from ppl_vae.data.tables import read
 from ppl_vae.errors import OptionError, ProgramError, whole
 from ppl_vae.infer.draws import Draws, check, facts, in_mode, row_blocks, row_keys, told_apart
-from ppl_vae.infer.rules import Uniform, base, draw
+from ppl_vae.infer.rules import base
 from ppl_vae.infer.scope import isolated
 from ppl_vae.model.mixed import Columnwise, expected
 
@@ -249,15 +249,6 @@ def _(normal: torch.distributions.LowRankMultivariateNormal, value: Tensor, x: T
         inner, rows.mT @ residual[..., None]
     )  # Woodbury: also the posterior mean of the factors
     return torch.where(mask, x, value + (factor @ common)[..., 0].to(value.dtype))
-
-
-@draw.register
-def _(columns: Columnwise, uniform: Uniform) -> Tensor | None:
-    axis = len(columns.batch_shape) - 1
-    own = zip(columns.parts, columns.split_columns())
-    drawn = [draw(part, lambda *shape, at=at: uniform(*shape).index_select(axis, at)) for part, at in own]
-    known = [value for value in drawn if value is not None]
-    return columns.join(known) if len(known) == len(drawn) else None
 
 
 SUPPORTS = {

@@ -21,6 +21,7 @@ from torch.distributions.utils import clamp_probs
 from torch.nn.functional import one_hot
 
 from ppl_vae.model.flows import FlowDistribution
+from ppl_vae.model.mixed import Columnwise
 from ppl_vae.model.mixture import Mixture
 from ppl_vae.model.sphere import PowerSpherical, UniformSphere
 
@@ -284,6 +285,15 @@ def _(counts: distributions.Binomial, uniform: Uniform) -> Tensor:
 def _(inflated: dist.ZeroInflatedDistribution, uniform: Uniform) -> Tensor | None:
     value = draw(inflated.base_dist, uniform)
     return None if value is None else value * (uniform() >= inflated.gate)
+
+
+@draw.register
+def _(columns: Columnwise, uniform: Uniform) -> Tensor | None:
+    axis = len(columns.batch_shape) - 1
+    own = zip(columns.parts, columns.split_columns())
+    drawn = [draw(part, lambda *shape, at=at: uniform(*shape).index_select(axis, at)) for part, at in own]
+    known = [value for value in drawn if value is not None]
+    return columns.join(known) if len(known) == len(drawn) else None
 
 
 # ---- relaxed
