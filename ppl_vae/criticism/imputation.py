@@ -131,7 +131,7 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
             here = missing[:, j]
             points[schema.names[j]] = rows[here], own(schema, j, point[here, j])
             cells[schema.names[j]] = rows[here], own(schema, j, drawn[:, here, j])
-    names = schema._named(read(data)).names
+    names = schema.named(read(data)).names
     return Imputed(
         filled(data, points, names), _arviz(schema, cells, num_draws, seed), ess, num_draws, data, cells, names
     )

@@ -48,7 +48,7 @@ def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
         (3, 4)
     """
     n = whole("n", n)
-    if given is not None and not (vae.schema is not None and _beside(vae.schema)):
+    if given is not None and (vae.schema is None or not vae.schema.beside):
         raise OptionError(f"given: got {type(given).__name__}, but this model is given no columns")
     further = _given(vae, given, n)
     label = further.pop("label", None)
@@ -70,9 +70,7 @@ def _of_classes(vae: Any, label: Tensor | None) -> Any:
     """The model with the classes (n,) that are known put in, the others drawn."""
     if label is None:
         return vae.model
-    drawn = vae.classes.prior().sample((len(label),))
-    known = one_hot(label.clamp(min=0), drawn.shape[-1]).to(drawn)
-    return poutine.condition(vae.model, {"y": torch.where(label[:, None] >= 0, known, drawn)})
+    return poutine.condition(vae.model, {"y": _known(label, vae.classes.prior().sample((len(label),)))})
 
 
 def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarray:
@@ -281,7 +279,7 @@ def manifold(vae: Any, side: int = 20, given: Any = None) -> Any:
 def _given(vae: Any, given: Any, n: int) -> dict[str, Tensor]:
     """Covariates, groups and labels of n rows, as the programs want them."""
     schema = vae.schema
-    names = [] if schema is None else _beside(schema)
+    names = () if schema is None else schema.beside
     covariates = [] if schema is None or schema.covariates is None else list(schema.covariates.names)
     further: dict[str, Any] = {}
     if given is None and covariates:
@@ -299,12 +297,6 @@ def _given(vae: Any, given: Any, n: int) -> dict[str, Tensor]:
             own = replace(schema.take(()), covariates=schema.covariates, group=schema.group, label=schema.label)
             further = own.tensors(frame[present], dtype=like.dtype, device=like.device).arguments()[1]
     return further
-
-
-def _beside(schema: Any) -> list[str]:
-    """Names of the columns that a model may be given."""
-    covariates = schema.covariates.names if schema.covariates else ()
-    return [*covariates, *(column.name for column in (schema.group, schema.label) if column is not None)]
 
 
 def _known(label: Tensor | None, probs: Tensor) -> Tensor:
@@ -332,7 +324,7 @@ def _with_given(vae: Any, rows: Any, given: Any, classes: list[int] | None) -> A
     columns: dict[str, Any] = {}
     if given is not None:
         frame = _frame(given)
-        columns = {name: frame[name].array for name in _beside(schema) if name in frame}
+        columns = {name: frame[name].array for name in schema.beside if name in frame}
     if classes is not None:
         columns[schema.label.name] = [schema.label.levels[code] for code in classes]
     return frame_like({name: drawn[name].array for name in drawn} | columns, schema.kind)

@@ -316,7 +316,7 @@ class Schema:
         """
         if not dtype.is_floating_point:
             raise OptionError(f"dtype: got {dtype}, expected a floating dtype such as torch.float32")
-        table = self._named(read(data))
+        table = self.named(read(data))
         _check_rows(table, minimum_rows)
         x, mask = self._encoded(self._match(table), dtype, device)
         given = self.covariates
@@ -387,16 +387,16 @@ class Schema:
             ) from None
 
     @property
-    def _beside(self) -> tuple[str, ...]:
+    def beside(self) -> tuple[str, ...]:
         """Names of the columns that may be there and are not modelled."""
         given = () if self.covariates is None else self.covariates.names
         return (*given, *(column.name for column in (self.group, self.label) if column is not None))
 
-    def _named(self, table: Table) -> Table:
+    def named(self, table: Table) -> Table:
         """The table, its columns named by the schema where they are matched by position."""
         frames = self.kind in FRAMES and table.kind in FRAMES
         bare = table.kind not in FRAMES and self.covariates is None and len(table.names) == self.width
-        if frames or (self._beside and not bare):
+        if frames or (self.beside and not bare):
             return table
         if len(table.names) != self.width:
             raise DataError(f"data: got {len(table.names)} columns, expected {self.width}")
@@ -407,7 +407,7 @@ class Schema:
         if table.names == self.names and self.covariates is None:
             return table
         needed = (*self.names, *(() if self.covariates is None else self.covariates.names))
-        got, expected = set(table.names), {*needed, *self._beside}
+        got, expected = set(table.names), {*needed, *self.beside}
         missing = [name for name in needed if name not in got]
         unknown = [name for name in table.names if name not in expected]
         if missing or unknown:

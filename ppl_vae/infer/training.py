@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from math import ceil, inf, nan
+from math import ceil, fsum, inf, nan
 from typing import Any
 
 import torch
@@ -176,6 +176,8 @@ class Step:
     def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int, total: int) -> None:
         self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, int(vae.steps)
         self.total = total
+        self.jacobians = () if vae.schema is None else vae.schema.log_jacobians
+        self.jacobian = fsum(self.jacobians)
         elbo: Any = target.make(particles)
 
         def loss_and_grads(*args: Any, **kwargs: Any) -> float:
@@ -205,9 +207,11 @@ class Step:
             "grad_norm": float(one.grad_norm),
         }
         figures |= tally.figures(self.target, figures["objective"])
-        jacobian = 0.0 if self.vae.schema is None else log_jacobian(self.vae.schema.log_jacobians, batch)
+        observed = self.jacobian
+        if batch.mask is not None and self.jacobians:
+            observed = float(torch.as_tensor(log_jacobian(self.jacobians, batch)).mean())
         for name in ("bound", "reconstruction", "objective"):
-            figures[name] += float(torch.as_tensor(jacobian, dtype=torch.float64).mean())
+            figures[name] += observed
         for name, value in figures.items():
             self.sums[name] = self.sums.get(name, 0.0) + value * one.rows
         self.sums["rows"] = self.sums.get("rows", 0.0) + one.rows

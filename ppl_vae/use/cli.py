@@ -374,9 +374,8 @@ def _add_options(one: ArgumentParser, group: str, options: type) -> None:
     hints, texts = typing.get_type_hints(options), _texts(options)
     for field in fields(options):
         kind = hints[field.name]
-        if isinstance(kind, UnionType) and str in typing.get_args(
-            kind
-        ):  # a union takes the first type that fits, and every value fits str
+        # a union takes the first type that fits, and every value fits str
+        if isinstance(kind, UnionType) and str in typing.get_args(kind):
             kind = reduce(or_, sorted(typing.get_args(kind), key=lambda part: part is str))
         one.add_argument(f"--{group}.{field.name}", type=kind, default=field.default, help=texts[field.name])
 
