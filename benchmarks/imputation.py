@@ -9,10 +9,11 @@ Errors are theirs, over the cells that a mask hides (truly missing ones are not 
 error over the range of the column; share of wrong categories; mean absolute displacement over the number of levels of an
 ordinal column. Every method is ranked from 1 (best) to 5 in each column under each mask.
 
-Ours has two recipes: `SMALL` is that of MIWAE's notebook (128 x 128 relu, 20 particles, 64 rows a step), for tables of at
-most `MANY` rows; `LARGE`, a wider net, for the others. It was looked for because `SMALL` came second to the forests on
-Wine's first mask, and chosen among four by a tenth of that table's observed cells. `tune` prints what each, and further
-settings, make of such a tenth.
+Ours has a recipe by the number of rows: `SMALL` is that of MIWAE's notebook (128 x 128 relu, 20 particles, 64 rows a step);
+`LARGE`, above 2000 rows, is a wider net, looked for because `SMALL` came second to the forests on Wine's first mask, and
+chosen among four by a tenth of that table's observed cells; `HUGE`, above 20,000 rows, has one scale a column instead of one
+a cell, looked for because `LARGE` came second to the forests on Adult's first mask, and chosen by a tenth of that table's
+observed cells. `tune` prints what each, and further settings, make of such a tenth.
 
 Breast Cancer of scikit-learn (569 x 30), standardised before half of the cells are hidden completely at random, as in the
 notebook of Mattei & Frellsen (2019): mean squared error over the hidden cells, masks of seeds 0 to 4.
@@ -62,7 +63,8 @@ LARGE: dict[str, Any] = {
     "steps": 10_000,
     "candidates": 300,
 }
-MANY = 2000
+HUGE: dict[str, Any] = {**LARGE, "model": {**LARGE["model"], "scale": "feature"}}
+RECIPES = {2000: SMALL, 20_000: LARGE}  # up to so many rows
 NEIGHBOURS, RANKS = (5, 10, 20), (1, 2, 3, 5, 8)
 DONORS, GROWN, ROUNDS, TREES = 5000, 10_000, 5, 30
 
@@ -123,15 +125,15 @@ METRICS: dict[str, Callable[..., float]] = {
 
 
 def recipe(table: Table, **changed: Any) -> dict[str, Any]:
-    """Of ours: that of MIWAE's notebook, or one for tables of many rows, and what is changed of it."""
-    own = LARGE if len(table.values) > MANY else SMALL
+    """Of ours, for so many rows, and what is changed of it."""
+    own = next((of for most, of in RECIPES.items() if len(table.values) <= most), HUGE)
     return {"likelihoods": LIKELIHOODS, **own["model"], **own["fit"], **own, **changed}
 
 
 def ours(table: Table, seed: int = 0, **changed: Any) -> np.ndarray:
     """The library: epochs make up for the number of rows."""
     of = recipe(table, **changed)
-    model, fit = ({name: of[name] for name in of[part]} for part in ("model", "fit"))
+    model, fit = ({name: of[name] for name in HUGE[part] if name in of} for part in ("model", "fit"))
     frame = pd.DataFrame(table.values).add_prefix("x")
     chosen = dict(zip(frame, map(of["likelihoods"].__getitem__, table.types)))
     vae = pv.build(frame, likelihood=chosen, nullable=True, seed=seed, **model)
@@ -380,7 +382,7 @@ def tune() -> None:
     rows = []
     for title, changed in VARIANTS.items():
         of = {}
-        for name, mask in (("Breast", "50_1"), ("Wine", "10_1")):
+        for name, mask in (("Breast", "50_1"), ("Wine", "10_1"), ("Adult", "10_1")):
             table, hidden = load(name, mask)
             one = partial(relative, table.hide(hidden), partial(ours, **changed))
             kept = settings(table, "ours", **changed)
@@ -392,8 +394,10 @@ def tune() -> None:
 
 NUMBERS = {"cat": "categorical", "ordinal": "ordinal"}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "small": {**SMALL["model"], **SMALL["fit"], "steps": SMALL["steps"], "candidates": SMALL["candidates"]},
-    "large": {**LARGE["model"], **LARGE["fit"], "steps": LARGE["steps"], "candidates": LARGE["candidates"]},
+    **{
+        title: {"scale": "row", **of["model"], **of["fit"], "steps": of["steps"], "candidates": of["candidates"]}
+        for title, of in {"small": SMALL, "large": LARGE, "huge": HUGE}.items()
+    },
     "normal": {"likelihoods": {**NUMBERS, **dict.fromkeys(("real", "pos", "count"), "normal")}},
     "by type": {"likelihoods": {**NUMBERS, "real": "normal", "pos": "log_normal", "count": "poisson"}},
     "latent 5": {"latent": 5},

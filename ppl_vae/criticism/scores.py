@@ -140,9 +140,9 @@ def score(
     A score is a function of its row, the model and the seed alone: bit-equal when asked again, equal to float32 rounding
     whatever other rows come along. Of a row with missing cells it is the score of the cells that were observed, and lower
     or higher for being of fewer cells. A label is one more cell: where it is known the row's score is of x and y, as of
-    log p(x, y); to compare rows with and without, drop that column. Under a prior with sites w that all rows share, a score
-    is given these, averaged over their posterior, as of log p(x | w): the sum over rows that w was learned from may exceed
-    their evidence.
+    log p(x, y); to compare rows with and without, drop that column. With sites w that all rows share, such as uncertain
+    weights, each draw has its own w from their posterior: "iwae" estimates the log of the mean over w of p(x | w), row by
+    row, and the sum over rows that w was learned from may exceed their evidence.
 
     Args:
         vae: a model with its guide; also an autoencoder or a PCA.
@@ -181,20 +181,23 @@ def score(
     if not how.density and (column := _without_error(vae)):
         raise OptionError(f"scoring: got {scoring!r} with the column {column}, whose codes have no squared error")
     observe = how.per_feature if per_feature or how.read is observed else None
+    certain = known.point and not known.shared
     if draws is not None:
         if observe is not None:
             raise OptionError(
                 f"draws: got draws with scoring={scoring!r}, per_feature={per_feature}, which need new ones"
             )
+        if how.weighs and draws.log_weight is None:
+            raise OptionError(f"draws: got draws without log_q with scoring={scoring!r}, expected draws of known density")
         parts = [_reduced(draws, how, per_feature)]
     else:
-        num_draws = 1 if known.point else num_draws
-        parts = each_block(vae, batch, num_draws, seed, lambda block: _reduced(block, how, per_feature), observe)
+        num_draws = 1 if certain else num_draws
+        parts = each_block(vae, batch, num_draws, seed, lambda block: _reduced(block, how, per_feature), observe, False)
     values, errors, features = (np.concatenate(column) for column in zip(*parts))
     if per_feature and how.density and vae.schema is not None:
         jacobian = np.array(vae.schema.log_jacobians)
         features = features + (jacobian if batch.mask is None else np.where(batch.mask.cpu().numpy(), jacobian, 0.0))
-    return Scores(values, np.zeros_like(values) if known.point else errors, scoring, features if per_feature else None)
+    return Scores(values, np.zeros_like(values) if certain else errors, scoring, features if per_feature else None)
 
 
 def _without_error(vae: Any) -> str | None:

@@ -33,8 +33,8 @@ class Draws(NamedTuple):
             mixture's component, the probabilities of its values given z and x, (S, n, values).
         log_lik: log p(x|z), (S, n) float64; of the observed cells.
         log_prior: log p(z), (S, n) float64.
-        log_q: log q(z|x), (S, n) float64.
-        log_weight: log p(x, z) - log q(z|x), (S, n) float64.
+        log_q: log q(z|x), (S, n) float64; None for draws of a method without one.
+        log_weight: log p(x, z) - log q(z|x), (S, n) float64; None for draws of a method without one.
         observed: what a function of the likelihood's site gave, (S, n, ...), else None.
         shared: {name: (S, ...)} of sites that all rows share; the densities above are given these.
         stats: further facts of the method that drew them.
@@ -44,8 +44,8 @@ class Draws(NamedTuple):
     sites: dict[str, Tensor]
     log_lik: Tensor
     log_prior: Tensor
-    log_q: Tensor
-    log_weight: Tensor
+    log_q: Any
+    log_weight: Any
     observed: Tensor | None = None
     shared: dict[str, Tensor] = {}  # noqa: RUF012
     stats: dict[str, Any] = {}  # noqa: RUF012
@@ -82,8 +82,9 @@ def draws(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Draws:
 def joined(parts: list[Draws], along: int, rows: slice = slice(None)) -> Draws:
     """Draws of several groups of draws (along 0) or rows (along 1) as one, or some rows of it."""
 
-    def cat(values: Iterable[Tensor]) -> Tensor:
-        return torch.cat(list(values), along)[:, rows]
+    def cat(values: Iterable[Any]) -> Any:
+        values = list(values)
+        return None if values[0] is None else torch.cat(values, along)[:, rows]
 
     sites = {name: cat(p.sites[name] for p in parts) for name in parts[0].sites}
     shared = {
@@ -104,20 +105,27 @@ def joined(parts: list[Draws], along: int, rows: slice = slice(None)) -> Draws:
 
 
 def each_block(
-    vae: Any, batch: Batch, num_draws: int, seed: int, read: Callable[[Draws], T], observe: Observe | None = None
+    vae: Any,
+    batch: Batch,
+    num_draws: int,
+    seed: int,
+    read: Callable[[Draws], T],
+    observe: Observe | None = None,
+    shared: bool = True,
 ) -> list[T]:
     """`read` the draws of some rows at a time, so that memory holds one block of them only.
 
     Args:
         batch: n encoded rows.
         observe: a function of the likelihood's site, (S, n, ...); what it gives is in `Draws.observed`.
+        shared: whether `read` needs `Draws.shared`, which may be all weights of a net S times.
 
     Returns: what `read` gave, block by block, in the order of the rows.
     """
     num_draws = whole("num_draws", num_draws)
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         check(vae, batch)
-        return [read(block) for block in row_blocks(vae, batch, num_draws, seed, observe)]
+        return [read(block) for block in row_blocks(vae, batch, num_draws, seed, observe, shared=shared)]
 
 
 def row_blocks(
@@ -130,6 +138,7 @@ def row_blocks(
     pad: bool = True,
     strict: bool = True,
     keys: Tensor | None = None,
+    shared: bool = True,
 ) -> Iterator[Draws]:
     """Draws for n encoded rows, to be called inside `isolated`.
 
@@ -138,58 +147,70 @@ def row_blocks(
 
     Args:
         keys: (n,) of the rows' noise; None: by `row_keys`.
+        shared: whether the blocks have what all rows share. It is drawn once and kept; without, only up to `KEPT` bytes.
     """
     n, d = batch.x.shape
     chunk = min(num_draws, 128)
     height = max(2, min(max(2**20 // d, 1024), 8192) // chunk)
-    jacobian = vae.schema.log_jacobians if vae.schema is not None else (0.0,) * d
+    jacobian, known = jacobians(vae, batch), dict[str, Tensor]()
     for start in range(0, n, height):
         stop = min(start + height, n)
         where = torch.arange(start, start + height if pad else stop, device=batch.x.device).clamp(max=n - 1)
         block = batch.rows(where)
         own = row_keys(block, seed) if keys is None else keys[where]
-        firsts = range(0, num_draws, chunk)
-        parts = [
-            _draws(vae, block, own, shared_key(block.x, seed), min(chunk, num_draws - f), f, jacobian, observe, strict)
-            for f in firsts
-        ]
-        yield joined(parts, 0, slice(stop - start))
+        parts = []
+        for first in range(0, num_draws, chunk):
+            some = {name: value[first : first + chunk] for name, value in known.items()}
+            with Keyed(own, first=first, strict=strict, shared=shared_key(block.x, seed), values=some):
+                part = _draws(vae, block, min(chunk, num_draws - first), jacobian, observe)
+            size = sum(value.nbytes for value in part.shared.values()) * num_draws / len(part.z)
+            parts.append(part if shared or size <= KEPT else part._replace(shared={}))
+        known = known or {name: torch.cat([p.shared[name] for p in parts]) for name in parts[0].shared}
+        yield joined([p._replace(shared={}) for p in parts], 0, slice(stop - start))._replace(shared=known)
 
 
-def _draws(
-    vae: Any,
-    batch: Batch,
-    keys: Tensor,
-    shared: Tensor,
-    num_draws: int,
-    first: int,
-    jacobian: tuple[float, ...],
-    observe: Observe | None,
-    strict: bool,
-) -> Draws:
-    guide, model = traces(vae, batch, keys, num_draws, first, strict, shared)
+KEPT = 2**31
+"""Bytes of draws of what all rows share that are kept from one block of rows to the next; else they are drawn again."""
+
+
+def _draws(vae: Any, batch: Batch, num_draws: int, jacobian: tuple[float, ...], observe: Observe | None) -> Draws:
+    guide, model = programs(vae, batch, num_draws)
     local = {name: site for name, site in guide.items() if is_local(site)}
-    observed = model.pop("x")
-    prior = [site for site in model.values() if is_local(site) and not site["is_observed"]]
     log_q = summed_out([_log_prob(site).double() for site in local.values()])
-    terms = [_log_prob(site).double() for site in prior]
-    log_prior, log_lik = summed_out(terms), _log_prob(observed).double()
-    sites = {name: site["value"] for name, site in local.items()}
-    if any(term.dim() > 2 for term in [*terms, log_lik]):  # a site of the model is summed out
-        joint = [*terms, log_lik]
-        sites |= {s["name"]: _probabilities(s, joint) for s in prior if s["infer"].get("_enumerate_dim") is not None}
-        log_lik = summed_out(joint) - log_prior
-    log_lik = log_lik + log_jacobian(jacobian, batch)
+    log_prior, log_lik, summed = log_densities(model, jacobian, batch)
     return Draws(
         guide["z"]["value"],
-        sites,
+        {name: site["value"] for name, site in local.items()} | summed,
         log_lik,
         log_prior,
         log_q,
         log_lik + log_prior - log_q,
-        observe(observed) if observe else None,
+        observe(model["x"]) if observe else None,
         {name: site["value"] for name, site in guide.items() if name not in local},
     )
+
+
+def log_densities(
+    model: dict[str, Any], jacobian: tuple[float, ...], batch: Batch
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Of the model's sites at S draws: log p(z) and log p(x|z), each (S, n), and the probabilities of what is summed out.
+
+    Args:
+        jacobian: log |d encoded / d own| of each column.
+    """
+    prior = [site for site in model.values() if is_local(site) and not site["is_observed"]]
+    terms = [_log_prob(site).double() for site in prior]
+    log_prior, log_lik, summed = summed_out(terms), _log_prob(model["x"]).double(), {}
+    if any(term.dim() > 2 for term in [*terms, log_lik]):  # a site of the model is summed out
+        joint = [*terms, log_lik]
+        summed = {s["name"]: _probabilities(s, joint) for s in prior if s["infer"].get("_enumerate_dim") is not None}
+        log_lik = summed_out(joint) - log_prior
+    return log_prior, log_lik + log_jacobian(jacobian, batch), summed
+
+
+def jacobians(vae: Any, batch: Batch) -> tuple[float, ...]:
+    """log |d encoded / d own| of each column."""
+    return vae.schema.log_jacobians if vae.schema is not None else (0.0,) * batch.x.shape[1]
 
 
 def log_jacobian(terms: tuple[float, ...], batch: Batch) -> Tensor | float:
@@ -247,16 +268,23 @@ def traces(
     shared: Tensor | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run guide and model on n rows with S vectorised draws: the sample sites of each, by name."""
-
-    def plated(program: Callable) -> Callable:
-        return pyro.plate("draws", num_draws, dim=-2)(program)
-
-    args, given = batch.arguments()
     with Keyed(keys, first=first, strict=strict, shared=shared):
-        guide = poutine.trace(plated(vae.guide)).get_trace(*args, **given)
-        model = poutine.enum(poutine.replay(plated(vae.model), trace=guide), first_available_dim=-3)
-        nodes = poutine.trace(model).get_trace(*args, **given)
-    return _sites(guide), _sites(nodes)
+        return programs(vae, batch, num_draws)
+
+
+def programs(vae: Any, batch: Batch, num_draws: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `traces`, by the noise that the handlers around it give."""
+    args, given = batch.arguments()
+    guide = poutine.trace(pyro.plate("draws", num_draws, dim=-2)(vae.guide)).get_trace(*args, **given)
+    return _sites(guide), model_sites(vae, batch, guide, num_draws)
+
+
+def model_sites(vae: Any, batch: Batch, guide: Any, num_draws: int, enumerate: bool = True) -> dict[str, Any]:
+    """The model's sites at the values of a trace with S draws; discrete ones of its own are summed out, or drawn."""
+    args, given = batch.arguments()
+    model = poutine.replay(pyro.plate("draws", num_draws, dim=-2)(vae.model), trace=guide)
+    model = poutine.enum(model, first_available_dim=-3) if enumerate else model
+    return _sites(poutine.trace(model).get_trace(*args, **given))
 
 
 def _sites(trace: Any) -> dict[str, Any]:
@@ -296,7 +324,7 @@ class Facts(NamedTuple):
     """What a pair of programs is.
 
     Attributes:
-        point: every guide site is a point mass.
+        point: every guide site of the rows is a point mass.
         proper: every prior integrates to 1.
         discrete: names of guide sites without a gradient through their draws.
         enumerated: names of sites that are summed out, in the model or on request in the guide.
@@ -319,7 +347,7 @@ def facts(vae: Any, batch: Batch) -> Facts:
         n for n, s in (guide | model).items() if s["infer"].get("enumerate") == "parallel" and not s["is_observed"]
     ]
     return Facts(
-        point=all(isinstance(base(s["fn"]), dist.Delta) for s in guide.values()),
+        point=all(isinstance(base(s["fn"]), dist.Delta) for s in guide.values() if is_local(s)),
         proper=not any(isinstance(base(s["fn"]), dist.ImproperUniform) for s in model.values()),
         discrete=tuple(n for n, s in guide.items() if not s["fn"].has_rsample and n not in marked),
         enumerated=tuple(marked),
@@ -333,9 +361,13 @@ def check(vae: Any, batch: Batch, strict: bool = True) -> None:
     Raises: ProgramError naming the site, DataError naming the first column at fault.
     """
     few = batch.rows(slice(2))
-    n = len(few.x)
+    n, keys = len(few.x), row_keys(few, 0)
     try:
-        guide, model = traces(vae, few, row_keys(few, 0), TRIAL, strict=strict)
+        with torch.random.fork_rng(devices=[]), Keyed(keys, strict=strict):
+            alone = {name: site["value"] for name, site in programs(vae, few, 1)[0].items() if not is_local(site)}
+        many = sum(value.numel() for value in alone.values()) > MANY  # one draw of these will do
+        with Keyed(keys, strict=strict, values=alone if many else {}):
+            guide, model = programs(vae, few, TRIAL)
         shapes = {name: _log_prob(site).shape for name, site in (guide | model).items() if is_local(site)}
     except PplVaeError:
         raise
@@ -411,6 +443,8 @@ def refuse_first(vae: Any, x: Tensor, wrong: Tensor, expected: str) -> None:
 
 TRIAL = 64
 """Draws of two rows on which programs are checked."""
+MANY = 2**16
+"""Numbers that all rows share of which a check makes one draw only."""
 GREY = ". For grey values: likelihood='continuous_bernoulli', or fit(binarize=...) and datasets.binarize"
 
 

@@ -1,0 +1,187 @@
+"""log p(x), row by row, each number with its error and with what is known against it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.data.schema import Batch
+from ppl_vae.errors import OptionError, choose, whole
+from ppl_vae.infer import ais
+from ppl_vae.infer.draws import Draws, check, each_block, facts, in_mode, row_keys, shared_key
+from ppl_vae.infer.joint import Joint, blocks
+from ppl_vae.infer.noise import mix
+from ppl_vae.infer.psis import FEWEST, k_hats, smoothed, threshold
+from ppl_vae.infer.scope import isolated
+
+NOISY = 0.5
+"""Standard error of a log of a mean, in nats, above which a few draws carry it."""
+
+
+@dataclass(frozen=True, repr=False)
+class Evidence:
+    """Estimates of log p(x) for n rows, in nats of the data in its own units; each from below on average.
+
+    Attributes:
+        log_p: (n,).
+        mcse: (n,) Monte Carlo standard errors, by the delta method; never above 1, and not to be trusted above 0.5.
+        k_hat: (n,) Pareto k-hat of the weights; NaN where it says nothing (AIS, fewer than 1000 draws). It is of the weights
+            met, and never rules out a mode that no draw has reached.
+        ess: (n,) effective sample sizes of the weights, (sum w)^2 / sum w^2, from 1 to the number of draws.
+        upper: (n,) estimates from above on average (bidirectional Monte Carlo), of simulated rows under "ais", else None.
+        method: "iwae", "psis" or "ais".
+        num_draws: draws or chains a row.
+    """
+
+    log_p: np.ndarray
+    mcse: np.ndarray
+    k_hat: np.ndarray
+    ess: np.ndarray
+    method: str
+    num_draws: int
+    upper: np.ndarray | None = None
+
+    @property
+    def doubtful(self) -> np.ndarray:
+        """(n,) of bool: rows whose number should not be trusted, by k-hat, or by the standard error where there is none."""
+        return np.where(np.isnan(self.k_hat), self.mcse > NOISY, self.k_hat > threshold(max(self.num_draws, 11)))
+
+    @property
+    def verdict(self) -> str:
+        """In a sentence, how far these numbers can be trusted."""
+        bad, n = int(self.doubtful.sum()), len(self.log_p)
+        if self.method == "ais":
+            text = "AIS: k-hat does not apply"
+            if self.upper is not None:
+                text += f"; the bounds from above are {np.mean(self.upper - self.log_p):.3f} nats higher on average"
+        elif self.num_draws < FEWEST:
+            text = f"{self.num_draws} draws are too few for k-hat, which wants {FEWEST}"
+        else:
+            text = f"k-hat is up to {np.max(self.k_hat):.2f}, and good up to {threshold(self.num_draws):.2f}"
+        if not bad:
+            return f"{text}; no row shows that its number cannot be trusted."
+        return f"{text}; do not trust {bad} of {n} rows: a few draws carry them, and log p(x) is likely higher."
+
+    def __repr__(self) -> str:
+        mean, error = self.log_p.mean(), math.sqrt((self.mcse**2).sum()) / len(self.mcse)
+        return f"Evidence({self.method} of {len(self.log_p)} rows, mean {mean:.4f} (mcse {error:.4f}); {self.verdict})"
+
+
+def log_evidence(
+    vae: Any,
+    data: Any,
+    method: str = "iwae",
+    num_draws: int | None = None,
+    seed: int = 0,
+    *,
+    steps: int = 500,
+    leapfrogs: int = 5,
+) -> Evidence:
+    """Estimate log p(x) of every row at the fitted weights; with sites that all rows share, the log of its mean over them.
+
+    Args:
+        vae: a model with its guide.
+        data: n rows; `Simulated` ones bring the z that made them, and "ais" then bounds log p(x) from above too.
+        method: "iwae", the log of the mean of weights p(x,z)/q(z|x) (Burda et al. 2016); "psis", the same with the largest
+            weights smoothed (Vehtari et al. 2024); "ais", annealed importance sampling from the prior (Neal 2001; Wu et al.
+            2017), which does not use the encoder.
+        num_draws: draws a row, of "ais" chains; None: 5000, and 16 chains.
+        seed: of the noise. A row's estimate does not depend on other rows; rounding, which does, may lead chains of "ais"
+            elsewhere.
+        steps: temperatures of "ais", over which its cost grows and its error falls.
+        leapfrogs: HMC steps at each of them.
+
+    Returns: `Evidence`; print it for a verdict.
+
+    Raises: OptionError for an improper prior or a point posterior, which have no evidence; ProgramError where "ais" cannot
+        move z; DataError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> ppca = PPCA(2).fit(x)
+        >>> bool(np.allclose(log_evidence(ppca, x).log_p, ppca.log_prob(x)))  # the guide is exact
+        True
+    """
+    estimate = choose("method", method, METHODS)
+    num_draws = whole("num_draws", num_draws if num_draws is not None else DEFAULT.get(method, 5000), 2)
+    whole("steps", steps), whole("leapfrogs", leapfrogs)
+    batch = vae.batch(data)
+    known = facts(vae, batch)
+    if not known.proper or (known.point and method != "ais"):
+        what = "a point posterior" if known.proper else "an improper prior"
+        raise OptionError(f"method: got {method!r} for {what}, expected programs whose log p(x) it can estimate")
+    columns = estimate(vae, batch, num_draws, seed, getattr(data, "z", None), steps, leapfrogs)
+    log_p, mcse, k_hat, ess = (np.concatenate([rows[i] for rows in columns]) for i in range(4))
+    upper = [rows.upper for rows in columns if rows.upper is not None]
+    return Evidence(log_p, mcse, k_hat, ess, method, num_draws, np.concatenate(upper) if upper else None)
+
+
+class Rows(NamedTuple):
+    """The figures of some rows, each (n,)."""
+
+    log_p: np.ndarray
+    mcse: np.ndarray
+    k_hat: np.ndarray
+    ess: np.ndarray
+    upper: np.ndarray | None = None
+
+
+def _iwae(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> list[Rows]:
+    def read(block: Draws) -> Rows:
+        return _summary(_contiguous(block.log_weight))
+
+    return each_block(vae, batch, num_draws, seed, read, shared=False)
+
+
+def _psis(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> list[Rows]:
+    if num_draws < FEWEST:
+        raise OptionError(f"num_draws: got {num_draws} with 'psis', expected at least {FEWEST}")
+
+    def read(block: Draws) -> Rows:
+        log_weight, k_hat = smoothed(_contiguous(block.log_weight))
+        return _summary(log_weight, k_hat)
+
+    return each_block(vae, batch, num_draws, seed, read, shared=False)
+
+
+def _ais(vae: Any, batch: Batch, num_draws: int, seed: int, z: Any, steps: int, leapfrogs: int) -> list[Rows]:
+    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        check(vae, batch)
+        found = []
+        for start, block in blocks(batch, num_draws):
+            keys, shared = row_keys(block, seed), shared_key(block.x, seed)
+            pilot = Joint(vae, block, keys, ais.PILOTS, shared)
+            path = ais.tuned(pilot.terms, pilot.prior_draws(mix(keys + 1)), mix(keys + 2), steps, leapfrogs)
+            joint = Joint(vae, block, keys, num_draws, shared)
+            log_weight = ais.forward(joint.terms, joint.prior_draws(mix(keys + 3)), mix(keys + 4), path)
+            upper, nothing = None, np.full(len(keys), np.nan)  # k-hat says nothing of chains
+            if z is not None and not joint.shared:
+                exact = torch.as_tensor(z[start : start + len(block.x)]).to(joint.start)
+                begin = joint.to_z.inv(exact).expand(num_draws, -1, -1)
+                upper = -_summary(-_contiguous(ais.backward(joint.terms, begin, mix(keys + 5), path)), nothing).log_p
+            found.append(_summary(_contiguous(log_weight), nothing)._replace(upper=upper))
+        return found
+
+
+METHODS: dict[str, Callable[..., list[Rows]]] = {"iwae": _iwae, "psis": _psis, "ais": _ais}
+DEFAULT = {"ais": 16}
+
+
+def _contiguous(log_weight: Tensor) -> np.ndarray:
+    # contiguous along draws: a reduction along the first dimension depends on the row's place
+    return log_weight.T.contiguous().cpu().numpy().T
+
+
+def _summary(log_weight: np.ndarray, k_hat: np.ndarray | None = None) -> Rows:
+    """Of log weights (S, n): log of the mean weight, its standard error, k-hat unless it is known, effective sample size."""
+    draws, top = len(log_weight), log_weight.max(0)
+    weight = np.exp(log_weight - np.where(np.isfinite(top), top, 0.0))
+    mean = weight.mean(0)
+    error = weight.std(0, ddof=1) / np.sqrt(draws) / mean
+    k_hat = k_hats(log_weight) if k_hat is None else k_hat
+    return Rows(top + np.log(mean), error, k_hat, weight.sum(0) ** 2 / (weight**2).sum(0))

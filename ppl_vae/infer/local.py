@@ -1,0 +1,259 @@
+"""p(z|x) of given rows, by one method or another: all give the same `Draws`."""
+
+import warnings
+from collections.abc import Callable
+from inspect import Parameter, signature
+from math import ceil
+from typing import Any
+
+import numpy as np
+import pyro.distributions as dist
+import torch
+from pyro.infer import MCMC, NUTS
+from torch import Tensor
+
+from ppl_vae.data.schema import Batch
+from ppl_vae.errors import OptionError, choose, number, whole
+from ppl_vae.infer import hmc
+from ppl_vae.infer.curvature import mode
+from ppl_vae.infer.draws import Draws, check, each_block, facts, in_mode, joined, row_blocks, row_keys
+from ppl_vae.infer.joint import Joint, blocks
+from ppl_vae.infer.noise import mix, step_keys, uniforms
+from ppl_vae.infer.psis import installed, k_hats
+from ppl_vae.infer.refine import RowFlow, RowNormal, normals, refined, start
+from ppl_vae.infer.scope import isolated
+
+STARTS = 256
+"""Draws of the encoder from which the others start."""
+
+
+def posterior(
+    vae: Any, data: Any, method: str = "amortized", num_draws: int = 64, seed: int = 0, **options: Any
+) -> Draws:
+    """Draws from p(z|x), or from an approximation of it, for every row.
+
+    Args:
+        vae: a model with its guide.
+        data: n rows.
+        method: "amortized", the encoder's; "svi" and "flow", a mean-field normal and a normalizing flow for each row,
+            started at the encoder's answer and refined; "laplace", a normal at the mode; "sir", the encoder's draws
+            resampled by their weights; "hmc", chains of Hamiltonian Monte Carlo, each accepted on its own; "nuts", Pyro's,
+            all rows in one trajectory.
+        num_draws: S, of all chains together.
+        seed: of the noise. A row's draws do not depend on other rows, but for "nuts"; rounding, which does, may lead chains
+            of "hmc" elsewhere.
+        options: of "svi" and "flow": `steps` (500; 1000), `particles` (16), `lr` (0.05; 0.02); of "laplace": `steps` (300),
+            `lr` (0.05); of "sir": `candidates` (20 for each draw); of "hmc": `chains` (16), `warmup` (300), `leapfrogs` (8);
+            of "nuts": `chains` (4), `warmup` (300).
+
+    Returns: `Draws`. log_q and log_weight are None for "sir", "hmc" and "nuts". Its `.stats`, by row: "elbo" (n,), the
+        bound of that row's own q, of "svi", "flow" and "laplace"; "k_hat" and "ess" (n,), of "sir"'s weights; "r_hat" and
+        "ess" (n, k), "divergences" and "accept" (n,) of "hmc"; and "chains", how many there are, one after another.
+
+    Raises: OptionError; ProgramError where z cannot be moved; DataError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> ppca = PPCA(2).fit(x)
+        >>> exact = posterior(ppca, x[:3], "hmc", num_draws=2000)
+        >>> bool((exact.z.mean(0) - ppca.posterior(x[:3]).mean).abs().max() < 0.1)
+        True
+    """
+    make = choose("method", method, METHODS)
+    num_draws = whole("num_draws", num_draws)
+    known = {name for name, p in signature(make).parameters.items() if p.kind is Parameter.KEYWORD_ONLY}
+    if unknown := sorted(options.keys() - known):
+        raise OptionError(f"posterior: got the options {unknown} with {method!r}, expected some of {sorted(known)}")
+    for name, value in options.items():
+        number(name, value) if name == "lr" else whole(name, value, 0 if name == "warmup" else 1)
+    batch = vae.batch(data)
+    programs = facts(vae, batch)
+    if method != "amortized" and (programs.point or not programs.proper):
+        what = "a point posterior" if programs.point else "an improper prior"
+        raise OptionError(f"method: got {method!r} for {what}, expected 'amortized'")
+    return make(vae, batch, num_draws, seed, **options)
+
+
+def _amortized(vae: Any, batch: Batch, num_draws: int, seed: int) -> Draws:
+    return joined(each_block(vae, batch, num_draws, seed, lambda block: block), 1)
+
+
+def _by_block(
+    vae: Any, batch: Batch, num_draws: int, seed: int, draw: Callable[[Callable[..., Joint], Tensor], Draws]
+) -> Draws:
+    """`draw` for some rows at a time, given a maker of joints of S draws, and the keys of the rows."""
+    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        check(vae, batch)
+        found = []
+        for _, block in blocks(batch, max(num_draws, STARTS)):
+            keys = row_keys(block, seed)
+
+            def joint(draws: int, step: int = 0, block: Batch = block, keys: Tensor = keys) -> Joint:
+                return Joint(vae, block, keys, draws, step_keys(torch.zeros_like(keys[:1]), seed, step))
+
+            found.append(draw(joint, keys))
+    return _together(found)
+
+
+def _together(found: list[Draws]) -> Draws:
+    """Blocks of rows as one, their stats too."""
+    return joined(found, 1)._replace(stats=_stats([block.stats for block in found]))
+
+
+def _stats(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Those of blocks of rows as one: arrays follow each other, what is the same for all stays."""
+    return {
+        name: np.concatenate([part[name] for part in parts]) if isinstance(value, np.ndarray) else value
+        for name, value in parts[0].items()
+    }
+
+
+def _own_family(make: Callable[..., Any], steps: int, lr: float) -> Callable[..., Draws]:
+    """Variational inference for each row on its own."""
+
+    def method(
+        vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = steps, particles: int = 16, lr: float = lr
+    ) -> Draws:
+        def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
+            one = joint(particles)
+
+            def terms(step: int) -> hmc.Terms:  # what all rows share is drawn anew each step
+                return (joint(particles, step) if one.shared else one).terms
+
+            q = refined(make(*start(joint(STARTS)), keys), terms, mix(keys + 1), steps, particles, lr)
+            return _weighed(joint(num_draws), *q(normals(mix(keys + 2), num_draws, q.parameters[0], 0)))
+
+        return _by_block(vae, batch, num_draws, seed, draw)
+
+    return method
+
+
+def _weighed(joint: Joint, u: Tensor, log_q: Tensor) -> Draws:
+    """Draws of u and their weights, in coordinates without constraints; the bound of each row's q."""
+    log_prior, log_lik = joint.terms(u)
+    z = joint.to_z(u)
+    log_weight = log_prior + log_lik - log_q
+    jacobian = joint.to_z.log_abs_det_jacobian(u, z).reshape(*u.shape[:2], -1).sum(-1)
+    stats = {"elbo": log_weight.mean(0).cpu().numpy(), "k_hat": k_hats(log_weight.cpu().numpy())}
+    return Draws(z, {"z": z}, log_lik, log_prior - jacobian, log_q - jacobian, log_weight, None, joint.shared, stats)
+
+
+def _laplace(vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = 300, lr: float = 0.05) -> Draws:
+    def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
+        at = mode(joint(1).terms, start(joint(STARTS))[0], steps, lr)
+        noise = normals(mix(keys + 2), num_draws, at.u, 0)
+        u = at.u + torch.einsum("nij,snj->sni", at.factor, noise)
+        return _weighed(joint(num_draws), u, dist.MultivariateNormal(at.u, scale_tril=at.factor).log_prob(u).double())
+
+    return _by_block(vae, batch, num_draws, seed, draw)
+
+
+def _sir(vae: Any, batch: Batch, num_draws: int, seed: int, *, candidates: int | None = None) -> Draws:
+    candidates, keys = candidates or 20 * num_draws, mix(row_keys(batch, seed) + 3)
+    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        check(vae, batch)
+        found, met = [], 0
+        for block in row_blocks(vae, batch, candidates, seed, pad=False):
+            rows = block.z.shape[1]
+            found.append(_resampled(block, uniforms(keys[met : met + rows], num_draws, 1)[..., 0]))
+            met += rows
+    return _together(found)
+
+
+def _resampled(block: Draws, uniform: Tensor) -> Draws:
+    """Draws picked with replacement by their weights, at uniform noise (S, n)."""
+    share = block.log_weight.T.softmax(1)
+    cumulative = share.cumsum(1)
+    chosen = torch.searchsorted(cumulative / cumulative[:, -1:], uniform.T.contiguous()).T
+
+    def pick(values: Tensor) -> Tensor:
+        where = chosen.view(*chosen.shape, *(1,) * (values.dim() - 2)).expand(-1, -1, *values.shape[2:])
+        return values.gather(0, where)
+
+    stats = {"ess": (1 / (share**2).sum(1)).cpu().numpy(), "k_hat": k_hats(block.log_weight.cpu().numpy())}
+    sites = {name: pick(value) for name, value in block.sites.items()}
+    return Draws(pick(block.z), sites, pick(block.log_lik), pick(block.log_prior), None, None, stats=stats)
+
+
+def _hmc(
+    vae: Any,
+    batch: Batch,
+    num_draws: int,
+    seed: int,
+    *,
+    chains: int = 16,
+    warmup: int = 300,
+    leapfrogs: int = 8,
+) -> Draws:
+    chains = min(chains, num_draws)
+    length = ceil(num_draws / chains)
+
+    def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
+        target, (_, scale) = joint(chains), start(joint(STARTS))
+        begin = target.to_z.inv(target.start)
+        ran = hmc.sample(target.terms, begin, scale, mix(keys + 1), length, warmup, leapfrogs)
+        stats = {"divergences": ran.divergences.cpu().numpy(), "accept": ran.accept.cpu().numpy()}
+        return _of_chains(target, ran.u, num_draws, stats)
+
+    return _by_block(vae, batch, num_draws, seed, draw)
+
+
+def _nuts(vae: Any, batch: Batch, num_draws: int, seed: int, *, chains: int = 4, warmup: int = 300) -> Draws:
+    chains = min(chains, num_draws)
+    length = ceil(num_draws / chains)
+
+    def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
+        target, found, divergences = joint(chains), [], 0
+        for chain, begin in enumerate(target.to_z.inv(target.start)):
+            alone = joint(1, chain)
+
+            def energy(sites: dict[str, Tensor], terms: hmc.Terms = alone.terms) -> Tensor:
+                log_prior, log_lik = terms(sites["u"][None])
+                return -(log_prior + log_lik).sum()
+
+            with torch.enable_grad():
+                kernel = NUTS(potential_fn=energy)
+                run = MCMC(kernel, length, warmup, initial_params={"u": begin.clone()}, disable_progbar=True)
+                run.run()
+            found.append(run.get_samples()["u"])
+            divergences += sum(map(len, run.diagnostics()["divergences"].values()))
+        stats = {"divergences": np.full(len(keys), divergences)}
+        return _of_chains(target, torch.stack(found), num_draws, stats)
+
+    return _by_block(vae, batch, num_draws, seed, draw)
+
+
+def _of_chains(joint: Joint, u: Tensor, num_draws: int, stats: dict[str, Any]) -> Draws:
+    """Draws of chains u (C, T, n, k) one after another, each chain with its own draw of what all rows share."""
+    z = joint.to_z(u)
+    found = [joint.at(each) for each in z.unbind(1)]  # a draw of every chain at a time
+    log_prior, log_lik = (torch.stack(part, 1).flatten(0, 1)[:num_draws] for part in zip(*found))
+    z, shared = (
+        z.flatten(0, 1)[:num_draws],
+        {k: v.repeat_interleave(u.shape[1], 0)[:num_draws] for k, v in joint.shared.items()},
+    )
+    figures = {"chains": len(u), **convergence(u.cpu().numpy()), **stats}
+    return Draws(z, {"z": z}, log_lik, log_prior, None, None, shared=shared, stats=figures)
+
+
+def convergence(chains: np.ndarray) -> dict[str, np.ndarray]:
+    """R-hat and the bulk effective sample size (n, k) of chains (C, T, n, k), by ArviZ (Vehtari et al. 2021)."""
+    arviz = installed()
+    import xarray as xr
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of chains that are too short to tell
+        data = xr.Dataset({"u": (("chain", "draw", "row", "latent"), chains)})
+        return {name: np.asarray(getattr(arviz, of)(data)["u"]) for name, of in (("r_hat", "rhat"), ("ess", "ess"))}
+
+
+METHODS: dict[str, Callable[..., Draws]] = {
+    "amortized": _amortized,
+    "svi": _own_family(RowNormal, 500, 0.05),
+    "flow": _own_family(RowFlow, 1000, 0.02),
+    "laplace": _laplace,
+    "sir": _sir,
+    "hmc": _hmc,
+    "nuts": _nuts,
+}
