@@ -1,4 +1,4 @@
-# make install | demo | test | bench | clean.  Another interpreter: make install PYTHON=python3.12
+# make install | demo | test | arviz1 | bench | clean.  Another interpreter: make install PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +9,12 @@ ifneq ($(wildcard ../shared/data/.),)
 export PPL_VAE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: install demo test bench clean
+# ArviZ 1.x wants Python >= 3.12: an environment of its own, without torch, where such a Python is found.
+NEWER ?= $(shell for python in python3.14 python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python3); do \
+	$$python -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))" 2>/dev/null && echo $$python && break; done)
+ARVIZ1 := .venv-arviz1
+
+.PHONY: install demo test arviz1 bench clean
 
 install: $(STAMP)
 
@@ -22,16 +27,25 @@ demo: install
 	$(BIN)/ppl-vae demo
 
 # Two processes of one thread each: several multi-threaded torch processes on a few cores slow each other down badly.
-test: install
+test: install arviz1
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# Never fails: without such a Python, or a package registry, its test skips and says so.
+arviz1:
+	@if [ $(ARVIZ1)/.installed -nt constraints-arviz1.txt ]; then :; \
+	elif [ -z "$(NEWER)" ]; then echo "No Python >= 3.12 with venv: ArviZ 1.x is not tested (name one: make arviz1 NEWER=...)"; \
+	elif rm -rf $(ARVIZ1) && $(NEWER) -m venv $(ARVIZ1) && \
+		$(ARVIZ1)/bin/python -m pip install -qq --disable-pip-version-check --retries 1 -r constraints-arviz1.txt; \
+	then touch $(ARVIZ1)/.installed; \
+	else echo "ArviZ 1.x could not be installed, and is not tested"; fi
 
 bench:
 	@echo "Run one with: $(BIN)/python <script>"
 	@ls benchmarks/*.py 2>/dev/null || echo "(no scripts yet)"
 
 clean:
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(ARVIZ1) dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,9 +12,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppl_vae import testing as testing
     from ppl_vae.criticism import plots as plots
+    from ppl_vae.criticism.compare import Candidate as Candidate
+    from ppl_vae.criticism.compare import compare as compare
+    from ppl_vae.criticism.comparison import Comparison as Comparison
+    from ppl_vae.criticism.diagnostics import Diagnosis as Diagnosis
+    from ppl_vae.criticism.diagnostics import diagnose as diagnose
+    from ppl_vae.criticism.gaps import gaps as gaps
     from ppl_vae.criticism.imputation import Imputed as Imputed
     from ppl_vae.criticism.imputation import impute as impute
     from ppl_vae.criticism.inference_data import to_arviz as to_arviz
+    from ppl_vae.criticism.labelled import elpd as elpd
+    from ppl_vae.criticism.labelled import loo as loo
+    from ppl_vae.criticism.pit import pit as pit
+    from ppl_vae.criticism.posterior_check import posterior_predictive as posterior_predictive
     from ppl_vae.criticism.predictive import Simulated as Simulated
     from ppl_vae.criticism.predictive import classify as classify
     from ppl_vae.criticism.predictive import decode as decode
@@ -26,8 +36,10 @@ if TYPE_CHECKING:
     from ppl_vae.criticism.predictive import reconstruct as reconstruct
     from ppl_vae.criticism.predictive import traverse as traverse
     from ppl_vae.criticism.prior_check import prior_predictive as prior_predictive
+    from ppl_vae.criticism.sbc import sbc as sbc
     from ppl_vae.criticism.scores import Scores as Scores
     from ppl_vae.criticism.scores import score as score
+    from ppl_vae.criticism.vsbc import vsbc as vsbc
     from ppl_vae.data import datasets as datasets
     from ppl_vae.data.datasets import Dataset as Dataset
     from ppl_vae.data.schema import Batch as Batch
@@ -42,7 +54,12 @@ if TYPE_CHECKING:
     from ppl_vae.errors import ProgramError as ProgramError
     from ppl_vae.infer.draws import Draws as Draws
     from ppl_vae.infer.draws import draws as draws
+    from ppl_vae.infer.ensemble import Ensemble as Ensemble
+    from ppl_vae.infer.evidence import Evidence as Evidence
+    from ppl_vae.infer.evidence import log_evidence as log_evidence
     from ppl_vae.infer.history import History as History
+    from ppl_vae.infer.laplace import last_layer_laplace as last_layer_laplace
+    from ppl_vae.infer.local import posterior as posterior
     from ppl_vae.infer.objectives import objectives as objectives
     from ppl_vae.infer.training import fit as fit
     from ppl_vae.model.autoencoder import Autoencoder as Autoencoder
@@ -60,17 +77,30 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "criticism.compare": "Candidate compare",
+    "criticism.comparison": "Comparison",
+    "criticism.diagnostics": "Diagnosis diagnose",
+    "criticism.gaps": "gaps",
     "criticism.imputation": "Imputed impute",
     "criticism.inference_data": "to_arviz",
+    "criticism.labelled": "elpd loo",
+    "criticism.pit": "pit",
+    "criticism.posterior_check": "posterior_predictive",
     "criticism.predictive": "Simulated classify decode encode generate interpolate manifold predict reconstruct traverse",
     "criticism.prior_check": "prior_predictive",
+    "criticism.sbc": "sbc",
     "criticism.scores": "Scores score",
+    "criticism.vsbc": "vsbc",
     "data.datasets": "Dataset",
     "data.schema": "Batch Schema",
     "data.tables": "read_csv",
     "errors": "DataError MissingFileError ModelFileError NonFiniteError OptionError PplVaeError ProgramError",
     "infer.draws": "Draws draws",
+    "infer.ensemble": "Ensemble",
+    "infer.evidence": "Evidence log_evidence",
     "infer.history": "History",
+    "infer.laplace": "last_layer_laplace",
+    "infer.local": "posterior",
     "infer.objectives": "objectives",
     "infer.training": "fit",
     "model.autoencoder": "Autoencoder",

@@ -23,6 +23,7 @@ class ModelOptions:
         covariates: columns that are given instead of modelled.
         group: column of groups, for prior hierarchical.
         label: column of classes, known on some rows.
+        weights: of the decoder's net: point | normal (a prior and a posterior for each).
         seed: of the initial weights.
     """
 
@@ -41,6 +42,7 @@ class ModelOptions:
     covariates: tuple[str, ...] = ()
     group: str | None = None
     label: str | None = None
+    weights: str = "point"
     seed: int = 0
 
 
@@ -49,8 +51,10 @@ class FitOptions:
     """What `fit` takes by name.
 
     Attributes:
-        objective: elbo | analytic_kl | iwae | score_function | enumerate | relaxation.
-        particles: Monte Carlo draws a row and step (K for iwae).
+        objective: elbo | analytic_kl | sticking_the_landing | iwae | dreg | mean_iwae | renyi | reweighted_wake_sleep |
+            wake_sleep | mcem | vimco | score_function | trace_graph | enumerate | relaxation | beta | cyclic |
+            free_bits | mmd.
+        particles: Monte Carlo draws a row and step (K for iwae and its kin).
         epochs: passes over the training rows.
         batch_size: rows a step.
         optimizer: adam | adamw | sgd | adagrad.

@@ -590,7 +590,7 @@ def _check_outside(vae: Any, rows: pd.DataFrame, values: tuple[Any, ...]) -> Rep
         what = "a likelihood that is not for real columns needs an attribute `type` on what is given, not on its module"
         raise AssertionError(f"likelihood: refused all rows of the example; {what}: {error}") from error
     fitted, refused, column = copy.deepcopy(vae), [], rows.columns[-1]
-    support = vae.decoder(torch.zeros(1, 2)).support
+    support = call(vae.decoder, torch.zeros(1, 2), shared=global_sites(vae.decoder)).support
     while isinstance(support, constraints.independent):
         support = support.base_constraint
     for number, value in enumerate(values):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
+from ppl_vae.criticism.latent import ACTIVE
 from ppl_vae.criticism.predictive import decode, encode, generate, manifold, reconstruct
 from ppl_vae.criticism.scores import SCORES, Scores
 from ppl_vae.data.tables import FRAMES, like, read
@@ -26,6 +27,9 @@ LABEL_COLOURS = (  # Petroff (2021), arXiv:2107.02270: made for colour-vision de
 LABEL_MARKERS = ("o", "^")
 MAX_LABELS = len(LABEL_COLOURS) * len(LABEL_MARKERS)
 NAMED_COLUMNS = 16  # more columns than this are numbered, since their names would overlap
+KOLMOGOROV = (
+    1.628  # the largest distance of n uniform numbers' shares below u from u is below this / sqrt n 99 times of 100
+)
 GAP = 0.06  # between the images of a grid, in widths of one
 
 
@@ -344,6 +348,69 @@ def _two_panels(axes: "Sequence[Axes] | None") -> "tuple[Figure, list[Axes]]":
     if len(panels) != 2:
         raise OptionError(f"axes: got {len(panels)}, expected two, for the histogram and the ROC curve")
     return panels[0].figure, panels
+
+
+# ---- what a diagnosis found
+
+
+def uniformity(found: Any, axes: "Axes | None" = None) -> "Figure":
+    """How far shares are from uniform: the share of them below u, minus u, a line a quantity.
+
+    Args:
+        found: `Ranks` of `sbc`, a `PIT`, or `Symmetry` of `vsbc`.
+        axes: where to draw; None makes a figure.
+
+    Returns: the figure. Of one uniform quantity the line stays within the band 99 times of 100 (Kolmogorov's limit); below
+        0 on the left and above it on the right, predictions or draws are too wide, the other way round too narrow.
+
+    Example:
+        >>> from ppl_vae.criticism.sbc import Ranks
+        >>> uniformity(Ranks(np.arange(100)[:, None], ("z[0]",), 99)).axes[0].get_xlabel()
+        'u'
+    """
+    shares, names = found.fractions, found.names
+    figure, axes = _canvas(axes, (6.0, 4.0))
+    furthest = 0.0
+    for j, name in enumerate(names):
+        held = np.sort(shares[~np.isnan(shares[:, j]), j])
+        below = np.arange(1, len(held) + 1) / max(len(held), 1) - held
+        named = {"color": LABEL_COLOURS[j % 10], "label": name} if len(names) <= 10 else {"color": BLUE, "alpha": 0.4}
+        axes.plot(held, below, linewidth=1, **named)
+        furthest = max(furthest, float(np.abs(below).max(initial=0.0)))
+    band = KOLMOGOROV / math.sqrt(len(shares))
+    axes.axhspan(-band, band, color=GREY, alpha=0.2, linewidth=0, zorder=0)
+    limit = 1.1 * max(band, furthest)
+    axes.set(xlim=(0, 1), ylim=(-limit, limit), xlabel="u", ylabel="share below u, minus u")
+    if len(names) <= 10:
+        _legend_above(axes)
+    _open(axes)
+    return figure
+
+
+def latent_units(diagnosis: Any, axes: "Axes | None" = None) -> "Figure":
+    """The KL term of each latent dimension in nats, the largest first, and whether its posterior mean moves with x.
+
+    Args:
+        diagnosis: with the checks "kl" and "active_units", of a model whose dimensions have distributions of their own.
+        axes: where to draw; None makes a figure.
+
+    Raises: OptionError where one of them is missing.
+    """
+    kl, activity = diagnosis["kl"].detail.get("kl"), diagnosis["active_units"].detail.get("activity")
+    if kl is None or activity is None:
+        raise OptionError(f"diagnosis: got {diagnosis['kl'].verdict!r}, expected nats by dimension")
+    order = np.argsort(-kl)
+    active = activity[order] > ACTIVE
+    figure, axes = _canvas(axes, (6.0, 3.5))
+    for kind, which, color in (("active", active, BLUE), ("idle", ~active, VERMILLION)):
+        places = np.flatnonzero(which)
+        axes.bar(places, kl[order][places], color=color, label=f"{kind} ({len(places)})")
+    if len(kl) <= 30:
+        axes.set_xticks(range(len(kl)), [f"z[{j}]" for j in order], rotation=90)
+    axes.set(xlabel="latent dimension", ylabel="KL (nats a row)")
+    _legend_above(axes)
+    _open(axes)
+    return figure
 
 
 # ---- rows as numbers

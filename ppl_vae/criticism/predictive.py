@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -11,9 +12,12 @@ from torch.nn.functional import one_hot
 
 from ppl_vae.data.tables import FRAMES, frame_like, read
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.infer.draws import each_block, in_mode, likelihood_mean
+from ppl_vae.infer.draws import each_block, in_mode, likelihood_mean, shared_key
+from ppl_vae.infer.noise import Keyed
 from ppl_vae.infer.scope import isolated
-from ppl_vae.model.mixed import expected
+from ppl_vae.model.conditional import Encoder
+from ppl_vae.model.mixed import averaged, expected
+from ppl_vae.model.shared import latent_sites
 from ppl_vae.model.vae import call, global_sites
 
 
@@ -48,6 +52,8 @@ def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
         (3, 4)
     """
     n = whole("n", n)
+    if hasattr(vae, "members"):
+        vae = vae.members[int(shared_key(torch.zeros(()), seed)) % len(vae.members)]
     if given is not None and (vae.schema is None or not vae.schema.beside):
         raise OptionError(f"given: got {type(given).__name__}, but this model is given no columns")
     further = _given(vae, given, n)
@@ -91,8 +97,9 @@ def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarr
     args, given = batch.arguments()
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         sites = poutine.trace(vae.guide).get_trace(*args, **given).nodes
+        known = {"z", "data"} | (_of_decoder(vae) if isinstance(getattr(vae, "encoder", None), Encoder) else set())
         try:
-            alone = not any(s["type"] == "sample" for n, s in sites.items() if n not in ("z", "data"))
+            alone = not any(s["type"] == "sample" for n, s in sites.items() if n not in known)
             mean = sites["z"]["fn"].mean if alone else None
         except NotImplementedError:
             mean = None
@@ -131,6 +138,8 @@ def classify(vae: Any, data: Any) -> Any:
 def decode(vae: Any, z: Any, given: Any = None) -> Any:
     """E[x|z] for codes z (n, k), of the data's own type and units; of a categorical column the most probable level.
 
+    Uncertain weights of the decoder are averaged over, by 64 draws.
+
     Args:
         z: (n, k), in the units of the prior.
         given: n rows with the columns that the model is given (covariates, group), where it has any, and with its label,
@@ -154,10 +163,37 @@ def _decoded(vae: Any, z: Any, given: Any, classes: dict[str, Tensor]) -> Any:
             further["y"] = _known(label, vae.classes.prior().probs.expand(len(codes), -1))
         further |= classes
         try:
-            x = expected(call(vae.decoder, codes, **further))
+            x = _expected(vae, codes, further)
         except RuntimeError as error:
             raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k): {error}") from error
         return _own(vae, x)
+
+
+def _expected(vae: Any, codes: Tensor, further: dict[str, Tensor]) -> Tensor:
+    """E[x|z] (n, d) in encoded units, averaged over what the decoder has of sites that all rows share."""
+    if not _of_decoder(vae):
+        return expected(call(vae.decoder, codes, **further))
+    with Keyed(shared_key(codes, 0), shared=shared_key(codes, 0)), pyro.plate("draws", SHARED_DRAWS, dim=-2):
+        drawn = poutine.trace(global_sites).get_trace(vae.encoder)
+        shared = poutine.replay(global_sites, trace=drawn)(vae.decoder)
+    parts = []
+    for start in range(0, len(codes), ROWS):
+        rows = slice(start, start + ROWS)
+        some = {name: value[rows] for name, value in further.items()}
+        x = call(vae.decoder, codes[rows], **some, shared=shared)
+        parts.append(averaged(x.expand((SHARED_DRAWS, len(codes[rows])))))
+    return torch.cat(parts)
+
+
+SHARED_DRAWS, ROWS = 64, 256
+"""Draws of the decoder's own sites, and rows at a time, over which `decode` averages."""
+
+
+def _of_decoder(vae: Any) -> set[str]:
+    """The names of the sites that all rows share and only the decoder reads."""
+    with poutine.block():
+        nodes = poutine.trace(global_sites).get_trace(getattr(vae, "decoder", None)).nodes
+    return set(latent_sites(nodes))
 
 
 def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0) -> Any:
@@ -166,7 +202,8 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
     Args:
         data: n rows.
         num_draws: None decodes the posterior mean of z, in the row's own class or the most probable one; a number S
-            averages over S draws of z (and of the class, where it is unknown).
+            averages over S draws of z (and of the class, where it is unknown). An `Ensemble` always averages, over 64 draws
+            of each member for None.
         seed: of these draws.
 
     Raises: OptionError for an average over codes of levels or angles; DataError.
@@ -175,6 +212,8 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
     def average(block: Any) -> Tensor:
         return block.observed.mean(0)
 
+    if num_draws is None and hasattr(vae, "members"):
+        num_draws = SHARED_DRAWS
     if num_draws is None:
         return _like(_decoded(vae, encode(vae, data), data, _class(vae, data)), data)
     if vae.schema is not None and (column := _coded(vae.schema)):
@@ -211,7 +250,7 @@ def predict(vae: Any, data: Any, at: dict[str, Any]) -> Any:
         raise OptionError("predict: got a model without covariates, expected one built with covariates=...")
     if unknown := sorted(at.keys() - set(schema.names)):
         raise OptionError(f"at: got {unknown}, expected covariates among {list(schema.names)}")
-    frame = _frame(data)
+    frame = as_frame(data)
     for name, value in at.items():
         if np.size(value) not in (1, len(frame)):
             raise OptionError(
@@ -287,7 +326,7 @@ def _given(vae: Any, given: Any, n: int) -> dict[str, Tensor]:
             f"given: got nothing, expected {n} rows with the columns {covariates} that the model is given"
         )
     if given is not None and names:
-        frame = _frame(given)
+        frame = as_frame(given)
         if len(frame) != n:
             raise OptionError(f"given: got {len(frame)} rows, expected {n}")
         if missing := [name for name in covariates if name not in frame]:
@@ -320,17 +359,17 @@ def _with_given(vae: Any, rows: Any, given: Any, classes: list[int] | None) -> A
     schema = vae.schema
     if schema is None or schema.kind not in FRAMES or (given is None and classes is None):
         return rows
-    drawn = _frame(rows)
+    drawn = as_frame(rows)
     columns: dict[str, Any] = {}
     if given is not None:
-        frame = _frame(given)
+        frame = as_frame(given)
         columns = {name: frame[name].array for name in schema.beside if name in frame}
     if classes is not None:
         columns[schema.label.name] = [schema.label.levels[code] for code in classes]
     return frame_like({name: drawn[name].array for name in drawn} | columns, schema.kind)
 
 
-def _frame(data: Any) -> Any:
+def as_frame(data: Any) -> Any:
     """Rows as a pandas data frame."""
     import pandas as pd
 

@@ -1,6 +1,6 @@
 """A model held against data before it is fitted, or after: what data sets drawn from it have in common with the data."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -9,6 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 
+from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer.draws import in_mode
 from ppl_vae.infer.scope import isolated
@@ -75,27 +76,47 @@ def prior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0) -> Any:
         >>> bool(found.above["x0"].between(0.01, 0.99).all()), found.above["x1"].tolist()
         (True, [0.0, 0.0, 0.0])
     """
-    import pandas as pd
-
     n = whole("n", n)
     batch = vae.batch(data)
     args, given = batch.arguments()
-    statistics = _statistics(vae.schema, batch.x.shape[1])
-    own = _own(vae.schema, batch.x[None], batch.mask)
-    at_once, drawn = max(1, CELLS // own.size), []
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    rows = len(batch.x)
+
+    def drawn() -> Iterator[torch.Tensor]:
+        at_once = max(1, CELLS // batch.x.numel())
         for start in range(0, n, at_once):
-            sets = min(at_once, n - start)
-            model: Any = pyro.plate("draws", sets, dim=-2)(vae.model)
+            model: Any = pyro.plate("draws", min(at_once, n - start), dim=-2)(vae.model)
             try:
-                sites = poutine.trace(model).get_trace(None, *args[1:], n=own.shape[1], **given).nodes
+                sites = poutine.trace(model).get_trace(None, *args[1:], n=rows, **given).nodes
             except NotImplementedError as error:
                 raise OptionError(
                     "prior_predictive: got an improper prior, which cannot be sampled; expected a proper one"
                 ) from error
-            x = sites["x"]["value"].expand(sets, *own.shape[1:])
-            drawn.append(_values(statistics, _own(vae.schema, x, batch.mask)))
-    seen, made = _values(statistics, own)[0], np.concatenate(drawn)
+            yield sites["x"]["value"].expand(min(at_once, n - start), *batch.x.shape)
+
+    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        return held_against(vae.schema, batch, drawn(), STATISTICS, NUMBERS)
+
+
+def held_against(
+    schema: Any,
+    batch: Batch,
+    drawn: Iterable[torch.Tensor],
+    by_type: dict[str, dict[str, Statistic]],
+    others: dict[str, Statistic],
+) -> Any:
+    """Statistics of columns beside those of drawn data sets, the data frame that `prior_predictive` describes.
+
+    Args:
+        schema: of the data, or None.
+        batch: n encoded rows.
+        drawn: encoded data sets, (S, n, d) at a time.
+        by_type: statistics of a column by its type, beside the share of each level; others: of any other type.
+    """
+    import pandas as pd
+
+    statistics = _statistics(schema, batch.x.shape[1], by_type, others)
+    seen = _values(statistics, _own(schema, batch.x[None], batch.mask))[0]
+    made = np.concatenate([_values(statistics, _own(schema, x, batch.mask)) for x in drawn])
     known = ~np.isnan(made).all(0)
     made, held = made[:, known], seen[known]
     low, middle, high = np.nanquantile(made, (RANGE[0], 0.5, RANGE[1]), axis=0)
@@ -106,7 +127,9 @@ def prior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0) -> Any:
     return found
 
 
-def _statistics(schema: Any, d: int) -> list[tuple[tuple[str, str], int, Statistic]]:
+def _statistics(
+    schema: Any, d: int, by_type: dict[str, dict[str, Statistic]], others: dict[str, Statistic]
+) -> list[tuple[tuple[str, str], int, Statistic]]:
     """(column's name, statistic's name), column and function of each."""
     names = [f"x{j}" for j in range(d)] if schema is None else schema.names
     types = ("real",) * d if schema is None else schema.column_types
@@ -114,7 +137,7 @@ def _statistics(schema: Any, d: int) -> list[tuple[tuple[str, str], int, Statist
     found = []
     for j in range(d):
         shares = {str(level): partial(share, float(code)) for code, level in enumerate(levels[j] or ())}
-        of = shares or STATISTICS.get(types[j], NUMBERS)
+        of = shares or by_type.get(types[j], others)
         found += [((names[j], name), j, function) for name, function in of.items()]
     return found
 

@@ -188,7 +188,9 @@ def score(
                 f"draws: got draws with scoring={scoring!r}, per_feature={per_feature}, which need new ones"
             )
         if how.weighs and draws.log_weight is None:
-            raise OptionError(f"draws: got draws without log_q with scoring={scoring!r}, expected draws of known density")
+            raise OptionError(
+                f"draws: got draws without log_q with scoring={scoring!r}, expected draws of known density"
+            )
         parts = [_reduced(draws, how, per_feature)]
     else:
         num_draws = 1 if certain else num_draws

@@ -124,6 +124,8 @@ def each_block(
     """
     num_draws = whole("num_draws", num_draws)
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        if hasattr(vae, "row_blocks"):  # an ensemble's own
+            return [read(block) for block in vae.row_blocks(batch, num_draws, seed, observe, shared)]
         check(vae, batch)
         return [read(block) for block in row_blocks(vae, batch, num_draws, seed, observe, shared=shared)]
 
@@ -340,6 +342,8 @@ class Facts(NamedTuple):
 
 def facts(vae: Any, batch: Batch) -> Facts:
     """Look at the distributions that the programs use for encoded rows."""
+    if hasattr(vae, "facts"):  # an ensemble's own
+        return vae.facts(batch)
     few = batch.rows(slice(2))
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
         guide, model = traces(vae, few, row_keys(few, 0), 1, strict=False)

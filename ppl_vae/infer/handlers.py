@@ -1,17 +1,57 @@
 """Effect handlers for training: they stand outside the objective's own and see its sites as they pass."""
 
 import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from math import nan
 from typing import Any
 
 import torch
+from pyro.infer import RenyiELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ppl_vae.errors import number
-from ppl_vae.infer.objectives import BOUNDS, Objective
+from ppl_vae.errors import OptionError, number
+from ppl_vae.infer.elbo import TensorELBO
+from ppl_vae.infer.noise import Keyed
+from ppl_vae.infer.objectives import Objective
 from ppl_vae.model.discrete import relaxed
+
+
+@contextmanager
+def surroundings(
+    target: Objective,
+    elbo: Any,
+    numbers: Tensor,
+    keys: Tensor,
+    *,
+    kl_weight: float | None = None,
+    share: float = 1.0,
+    tally: "Tally | None" = None,
+) -> Iterator[None]:
+    """What every objective runs in: keyed noise, the weights of its terms, and who watches.
+
+    Args:
+        elbo: what `target` made.
+        numbers: (b,) of the batch's rows in the data.
+        keys: (b,) of their noise.
+        kl_weight: of the KL term; None: the objective's own at the end of a fit.
+        share: of the data's rows in the batch.
+    """
+    if isinstance(elbo, TensorELBO):
+        elbo.at(numbers, keys)
+    with ExitStack() as handlers:  # outermost first: each then sees distributions that every plate has expanded
+        handlers.enter_context(Keyed(keys, strict=False, reparameterized=target.reparameterized))
+        handlers.enter_context(LatentScale(target.kl_weight(1.0) if kl_weight is None else kl_weight))
+        handlers.enter_context(SharedScale(share))
+        if tally is not None:
+            handlers.enter_context(tally)
+        if isinstance(elbo, RenyiELBO):
+            handlers.enter_context(RowsOnly())
+        if "temperature" in target.options:
+            handlers.enter_context(Relaxed(target.options["temperature"]))
+        yield
 
 
 class Tally(Messenger):
@@ -73,9 +113,23 @@ class Tally(Messenger):
         if self.summed_out:
             labels = torch.stack(self.labels).mean() if self.labels else 0.0
             return {"bound": value - float(labels), "reconstruction": nan, "kl": nan}
-        log_lik, kl = self.total("likelihood"), self.total("q") - self.total("prior")
-        bound = BOUNDS[target.bound](log_lik - kl)
+        log_lik = self.total("likelihood")
+        if not target.trains_guide:
+            return {"bound": nan, "reconstruction": float(log_lik.mean()), "kl": nan}
+        kl = self.total("q") - self.total("prior")
+        bound = target.per_row_bound(log_lik - kl)
         return {"bound": float(bound.mean()), "reconstruction": float(log_lik.mean()), "kl": float(kl.mean())}
+
+
+class RowsOnly(Messenger):
+    """Refuses sites that all rows share, for Pyro's `RenyiELBO`: one such site makes it weigh the whole batch as one."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg) and not any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+            raise OptionError(
+                f"objective: got RenyiELBO with the site {msg['name']!r} that all rows share, where it weighs the whole "
+                "batch as one; expected 'iwae' or 'renyi', each row's own"
+            )
 
 
 class SharedScale(Messenger):

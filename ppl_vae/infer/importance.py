@@ -1,48 +1,42 @@
-"""The importance-weighted bound, per row: what Pyro's `RenyiELBO` computes only where every site is in the rows' plate."""
+"""Objectives that are a function of each row's log weights, with gradients through the draws."""
 
-import math
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from pyro.infer import ELBO
-from pyro.infer.enum import get_importance_trace
 from torch import Tensor
 
+from ppl_vae.infer.elbo import Place, TensorELBO, Weights, attached, steered
 
-class ImportanceWeighted(ELBO):
-    """E[sum_i log (1/K) sum_k w_ik], w_ik = p(x_i, z_ik) / q(z_ik|x_i) (Burda et al. 2016, eq. 8), pathwise gradients.
+Estimate = Callable[[Weights], tuple[Tensor, Tensor]]
+"""Weights to the objective and to a surrogate, (n,) each, whose gradient estimates that of the objective."""
 
-    Observed sites that all rows share, such as a prior of weights, are added once, outside the logarithm.
+
+class ByWeights(TensorELBO):
+    """The sum over rows of an objective of log weights.
+
+    Observed sites that all rows share, such as a prior of weights, are added once, whatever the objective does to the
+    weights: Pyro's `RenyiELBO` has them, and with them the whole batch, inside its logarithm.
+
+    Args:
+        estimate: the objective and its surrogate.
+        particles: K.
+        place: where densities are computed.
     """
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+    def __init__(self, estimate: Estimate, particles: int, place: Place = attached) -> None:
+        super().__init__(particles, place)
+        self.estimate = estimate
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the bound, summed over rows."""
-        log_weights, shared = [], torch.zeros(())
-        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
-            log_weight = torch.zeros(())
-            for sign, trace in ((1, model_trace), (-1, guide_trace)):
-                for site in trace.nodes.values():
-                    if site["type"] != "sample":
-                        continue
-                    if any(frame.name == "data" for frame in site["cond_indep_stack"]):
-                        log_weight = log_weight + sign * site["log_prob"]
-                    else:
-                        shared = shared + sign * site["log_prob_sum"] / self.num_particles
-            log_weights.append(log_weight.view(-1, log_weight.shape[-1]))
-        log_weight = torch.cat(log_weights)
-        return -(log_weight.logsumexp(0) - math.log(len(log_weight))).sum() - shared
+        weights = self.weights(model, guide, args, kwargs)
+        return -steered(*self.estimate(weights)).sum() - weights.shared
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss, without gradients."""
-        with torch.no_grad():
-            return float(self.differentiable_loss(model, guide, *args, **kwargs))
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss; its gradients are added to those of the parameters."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward()
-        return float(loss.detach())
+def through_draws(bound: Callable[[Tensor], Tensor]) -> Estimate:
+    """The gradient of a bound itself (Burda et al. 2016): each draw's log weight by its share of the total."""
+
+    def estimate(weights: Weights) -> tuple[Tensor, Tensor]:
+        value = bound(weights.log_weight)
+        return value, value
+
+    return estimate

@@ -10,11 +10,11 @@ from torch.distributions import biject_to
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import ProgramError
-from ppl_vae.infer.draws import Draws, is_local, jacobians, log_densities, model_sites, traces
+from ppl_vae.infer.draws import is_local, jacobians, log_densities, model_sites, traces
 from ppl_vae.infer.noise import Keyed
 from ppl_vae.infer.rules import base
 
-NUMBERS = 2**22
+NUMBERS = 2**23
 """Numbers of the data that draws hold at a time."""
 
 
@@ -54,7 +54,7 @@ class Joint:
             )
         prior = model["z"]["fn"]
         try:
-            self.to_z = biject_to(_unmixed(prior.support))
+            self.to_z = coordinates(prior.support)
         except NotImplementedError:
             raise ProgramError(
                 f"site 'z': got the prior {type(base(prior)).__name__}, which has no coordinates without constraints; "
@@ -67,7 +67,7 @@ class Joint:
     def prior_draws(self, keys: Tensor) -> Tensor:
         """u (S, n, k') of z from the prior, by noise of the rows' keys (n,)."""
         with Keyed(keys):
-            sites = model_sites(self.vae, self.batch, _trace(self.shared), self.num_draws, enumerate=False)
+            sites = model_sites(self.vae, self.batch, holding(self.shared), self.num_draws, enumerate=False)
         return self.to_z.inv(sites["z"]["value"])
 
     def terms(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,24 +79,28 @@ class Joint:
 
     def at(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p(z) and log p(x|z), each (S, n) float64, in nats of the data in its own units."""
-        trace = _trace({"z": z, **self.shared})
-        sites = model_sites(self.vae, self.batch, trace, len(z))
+        return self._at(z, self.shared)
+
+    def at_many(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without gradients, for more draws than memory should hold at a time."""
+        size = max(1, NUMBERS // self.batch.x.numel())
+        shared = [dict(zip(self.shared, part)) for part in zip(*(v.split(size) for v in self.shared.values()))]
+        with torch.no_grad():
+            parts = [self._at(part, shared[i] if shared else {}) for i, part in enumerate(z.split(size))]
+        log_prior, log_lik = (torch.cat(part) for part in zip(*parts))
+        return log_prior, log_lik
+
+    def _at(self, z: Tensor, shared: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        sites = model_sites(self.vae, self.batch, holding({"z": z, **shared}), len(z))
         return log_densities(sites, jacobians(self.vae, self.batch), self.batch)[:2]
 
-    def draws(self, z: Tensor, log_q: Tensor | None = None, **stats: Any) -> Draws:
-        """Draws of z (S, n, k) with their densities."""
-        with torch.no_grad():
-            log_prior, log_lik = self.at(z)
-        log_weight = None if log_q is None else log_lik + log_prior - log_q
-        return Draws(z, {"z": z}, log_lik, log_prior, log_q, log_weight, None, self.shared, stats)
+
+def coordinates(support: Any) -> Any:
+    """The map from numbers without constraints to a support; that of a mixture is that of its parts."""
+    return biject_to(support.base_constraint if type(support).__name__ == "MixtureSameFamilyConstraint" else support)
 
 
-def _unmixed(support: Any) -> Any:
-    """The support of a mixture is that of its parts."""
-    return support.base_constraint if type(support).__name__ == "MixtureSameFamilyConstraint" else support
-
-
-def _trace(values: dict[str, Tensor]) -> poutine.Trace:
+def holding(values: dict[str, Tensor]) -> poutine.Trace:
     """A trace that holds sites at these values."""
     trace = poutine.Trace()
     for name, value in values.items():

@@ -23,8 +23,8 @@ from ppl_vae.infer.psis import installed, k_hats
 from ppl_vae.infer.refine import RowFlow, RowNormal, normals, refined, start
 from ppl_vae.infer.scope import isolated
 
-STARTS = 256
-"""Draws of the encoder from which the others start."""
+STARTS = 32
+"""Draws of the encoder from whose mean and standard deviation the others start."""
 
 
 def posterior(
@@ -46,9 +46,9 @@ def posterior(
             `lr` (0.05); of "sir": `candidates` (20 for each draw); of "hmc": `chains` (16), `warmup` (300), `leapfrogs` (8);
             of "nuts": `chains` (4), `warmup` (300).
 
-    Returns: `Draws`. log_q and log_weight are None for "sir", "hmc" and "nuts". Its `.stats`, by row: "elbo" (n,), the
-        bound of that row's own q, of "svi", "flow" and "laplace"; "k_hat" and "ess" (n,), of "sir"'s weights; "r_hat" and
-        "ess" (n, k), "divergences" and "accept" (n,) of "hmc"; and "chains", how many there are, one after another.
+    Returns: `Draws`. log_q and log_weight are None for "sir", "hmc" and "nuts". Its `.stats`: "method"; by row "elbo" (n,),
+        the bound of that row's own q, of "svi", "flow" and "laplace"; "k_hat" and "ess" (n,), of "sir"'s weights; "r_hat"
+        and "ess" (n, k), "divergences" and "accept" (n,) of "hmc"; and "chains", how many there are, one after another.
 
     Raises: OptionError; ProgramError where z cannot be moved; DataError.
 
@@ -72,7 +72,8 @@ def posterior(
     if method != "amortized" and (programs.point or not programs.proper):
         what = "a point posterior" if programs.point else "an improper prior"
         raise OptionError(f"method: got {method!r} for {what}, expected 'amortized'")
-    return make(vae, batch, num_draws, seed, **options)
+    found = make(vae, batch, num_draws, seed, **options)
+    return found._replace(stats={"method": method, **found.stats})
 
 
 def _amortized(vae: Any, batch: Batch, num_draws: int, seed: int) -> Draws:
@@ -80,13 +81,13 @@ def _amortized(vae: Any, batch: Batch, num_draws: int, seed: int) -> Draws:
 
 
 def _by_block(
-    vae: Any, batch: Batch, num_draws: int, seed: int, draw: Callable[[Callable[..., Joint], Tensor], Draws]
+    vae: Any, batch: Batch, held: int, seed: int, draw: Callable[[Callable[..., Joint], Tensor], Draws]
 ) -> Draws:
-    """`draw` for some rows at a time, given a maker of joints of S draws, and the keys of the rows."""
+    """`draw` for as many rows as `held` draws of each allow, given a maker of joints of S draws, and the rows' keys."""
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         check(vae, batch)
         found = []
-        for _, block in blocks(batch, max(num_draws, STARTS)):
+        for _, block in blocks(batch, max(held, STARTS)):
             keys = row_keys(block, seed)
 
             def joint(draws: int, step: int = 0, block: Batch = block, keys: Tensor = keys) -> Joint:
@@ -122,21 +123,23 @@ def _own_family(make: Callable[..., Any], steps: int, lr: float) -> Callable[...
                 return (joint(particles, step) if one.shared else one).terms
 
             q = refined(make(*start(joint(STARTS)), keys), terms, mix(keys + 1), steps, particles, lr)
-            return _weighed(joint(num_draws), *q(normals(mix(keys + 2), num_draws, q.parameters[0], 0)))
+            return _weighed(joint, *q(normals(mix(keys + 2), num_draws, q.parameters[0], 0)))
 
-        return _by_block(vae, batch, num_draws, seed, draw)
+        return _by_block(vae, batch, particles, seed, draw)
 
     return method
 
 
-def _weighed(joint: Joint, u: Tensor, log_q: Tensor) -> Draws:
-    """Draws of u and their weights, in coordinates without constraints; the bound of each row's q."""
-    log_prior, log_lik = joint.terms(u)
+def _weighed(make: Callable[..., Joint], u: Tensor, log_q: Tensor) -> Draws:
+    """Draws u (S, n, k) and log q(u) (S, n) as z with its densities and weights; the bound of each row's q."""
+    few = make(1)
+    joint = make(len(u)) if few.shared else few  # each draw with its own of what all rows share
     z = joint.to_z(u)
+    log_prior, log_lik = joint.at_many(z)
+    log_q = log_q - joint.to_z.log_abs_det_jacobian(u, z).reshape(*u.shape[:2], -1).sum(-1)
     log_weight = log_prior + log_lik - log_q
-    jacobian = joint.to_z.log_abs_det_jacobian(u, z).reshape(*u.shape[:2], -1).sum(-1)
     stats = {"elbo": log_weight.mean(0).cpu().numpy(), "k_hat": k_hats(log_weight.cpu().numpy())}
-    return Draws(z, {"z": z}, log_lik, log_prior - jacobian, log_q - jacobian, log_weight, None, joint.shared, stats)
+    return Draws(z, {"z": z}, log_lik, log_prior, log_q, log_weight, None, joint.shared, stats)
 
 
 def _laplace(vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = 300, lr: float = 0.05) -> Draws:
@@ -144,9 +147,9 @@ def _laplace(vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = 
         at = mode(joint(1).terms, start(joint(STARTS))[0], steps, lr)
         noise = normals(mix(keys + 2), num_draws, at.u, 0)
         u = at.u + torch.einsum("nij,snj->sni", at.factor, noise)
-        return _weighed(joint(num_draws), u, dist.MultivariateNormal(at.u, scale_tril=at.factor).log_prob(u).double())
+        return _weighed(joint, u, dist.MultivariateNormal(at.u, scale_tril=at.factor).log_prob(u).double())
 
-    return _by_block(vae, batch, num_draws, seed, draw)
+    return _by_block(vae, batch, 1, seed, draw)
 
 
 def _sir(vae: Any, batch: Batch, num_draws: int, seed: int, *, candidates: int | None = None) -> Draws:
@@ -196,32 +199,32 @@ def _hmc(
         stats = {"divergences": ran.divergences.cpu().numpy(), "accept": ran.accept.cpu().numpy()}
         return _of_chains(target, ran.u, num_draws, stats)
 
-    return _by_block(vae, batch, num_draws, seed, draw)
+    return _by_block(vae, batch, chains, seed, draw)
 
 
 def _nuts(vae: Any, batch: Batch, num_draws: int, seed: int, *, chains: int = 4, warmup: int = 300) -> Draws:
-    chains = min(chains, num_draws)
-    length = ceil(num_draws / chains)
+    chains = min(chains, max(1, num_draws // 4))  # Pyro wants four draws of each
+    length = max(ceil(num_draws / chains), 4)
 
     def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
         target, found, divergences = joint(chains), [], 0
         for chain, begin in enumerate(target.to_z.inv(target.start)):
             alone = joint(1, chain)
 
-            def energy(sites: dict[str, Tensor], terms: hmc.Terms = alone.terms) -> Tensor:
-                log_prior, log_lik = terms(sites["u"][None])
+            def energy(sites: dict[str, Tensor], terms: hmc.Terms = alone.terms, begin: Tensor = begin) -> Tensor:
+                log_prior, log_lik = terms(sites["u"][None].to(begin))
                 return -(log_prior + log_lik).sum()
 
             with torch.enable_grad():
                 kernel = NUTS(potential_fn=energy)
-                run = MCMC(kernel, length, warmup, initial_params={"u": begin.clone()}, disable_progbar=True)
+                run = MCMC(kernel, length, warmup, initial_params={"u": begin.double()}, disable_progbar=True)
                 run.run()
-            found.append(run.get_samples()["u"])
+            found.append(run.get_samples()["u"].to(begin))
             divergences += sum(map(len, run.diagnostics()["divergences"].values()))
         stats = {"divergences": np.full(len(keys), divergences)}
         return _of_chains(target, torch.stack(found), num_draws, stats)
 
-    return _by_block(vae, batch, num_draws, seed, draw)
+    return _by_block(vae, batch, chains, seed, draw)
 
 
 def _of_chains(joint: Joint, u: Tensor, num_draws: int, stats: dict[str, Any]) -> Draws:

@@ -4,8 +4,10 @@ A key is 64 bits for each row: of the row's bytes in scoring, of (step, row numb
 a hash of its key and j (splitmix64's finaliser, Steele, Lea & Flood 2014), independent between rows and keys.
 """
 
+from collections.abc import Mapping
 from itertools import count
 from math import prod
+from types import MappingProxyType
 from typing import Any
 from zlib import crc32
 
@@ -23,9 +25,10 @@ GAMMA, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -772359229311
 
 def mix(h: Tensor) -> Tensor:
     """splitmix64's finaliser on int64: a bijection that scatters every bit."""
-    h = (h ^ ((h >> 30) & 0x3FFFFFFFF)) * FIRST  # the masks make the shifts logical
-    h = (h ^ ((h >> 27) & 0x1FFFFFFFFF)) * SECOND
-    return h ^ ((h >> 31) & 0x1FFFFFFFF)
+    # h = (h ^ (h >> 30)) * FIRST and so on; the masks make the shifts logical. In place, since fresh memory costs most
+    h = (h >> 30).bitwise_and_(0x3FFFFFFFF).bitwise_xor_(h).mul_(FIRST)
+    h = (h >> 27).bitwise_and_(0x1FFFFFFFFF).bitwise_xor_(h).mul_(SECOND)
+    return (h >> 31).bitwise_and_(0x1FFFFFFFF).bitwise_xor_(h)
 
 
 def row_keys(x: Tensor, seed: int) -> Tensor:
@@ -59,7 +62,7 @@ def uniforms(keys: Tensor, draws: int, size: int, first: int = 0) -> Tensor:
     """
     numbers = torch.arange(first * size + 1, (first + draws) * size + 1, device=keys.device) * GAMMA
     h = mix(keys[:, None] + numbers)
-    u = (((h >> 12) & 0xFFFFFFFFFFFFF).double() + 0.5) * 2.0**-52
+    u = (h >> 12).bitwise_and_(0xFFFFFFFFFFFFF).double().add_(0.5).mul_(2.0**-52)
     return u.view(len(keys), draws, size).transpose(0, 1)
 
 
@@ -74,6 +77,7 @@ class Keyed(Messenger):
         strict: refuse a site without a rule, instead of leaving it to torch's generator.
         reparameterized: False cuts the gradient through draws, which makes Pyro use the score function.
         shared: (1,) int64, the key of sites outside the plate "data"; None: of all rows together.
+        values: of sites that have been drawn already, by name.
     """
 
     def __init__(
@@ -84,14 +88,18 @@ class Keyed(Messenger):
         strict: bool = True,
         reparameterized: bool = True,
         shared: Tensor | None = None,
+        values: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.keys, self.first, self.strict, self.reparameterized = keys, first, strict, reparameterized
-        self.shared = shared
+        self.shared, self.values = shared, values
         self.drawn: dict[str, int] = {}  # how many draws a site has had: a program run again goes on with the next
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
+            return
+        if msg["name"] in self.values:
+            msg["value"] = self.values[msg["name"]]
             return
         fn = msg["fn"]
         msg["value"] = draw(fn, self._noise(msg))

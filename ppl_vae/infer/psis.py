@@ -25,18 +25,25 @@ def threshold(num_draws: int) -> float:
 
 
 def smoothed(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Log weights (S, n) smoothed, not normalised, and k-hat (n,): 0 where all weights are equal.
+    """Log weights (S, n) smoothed, not normalised, and k-hat (n,): 0 where the largest weights are equal.
 
     A k-hat is of the weights met: it never rules out a mode that no draw has reached.
     """
-    fit = _psislw()
+    draws = len(log_weight)
+    tail = np.sort(log_weight, axis=0)[-math.ceil(min(draws / 5, 3 * math.sqrt(draws))) :]
+    equal = np.ptp(log_weight, axis=0) < ROUNDING * np.maximum(1, np.abs(log_weight).max(0))
+    heavy = ~equal & (np.ptp(tail, axis=0) > 0)  # there is a tail to fit: ArviZ 1.x raises where there is none
+    found, k_hat = log_weight.copy(), np.where(heavy, np.inf, 0.0)
+    if len(tail) < 5 or not heavy.any():
+        return found, k_hat
+    rows = np.ascontiguousarray(log_weight[:, heavy].T)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights without a tail
-        normalised, k_hat = fit(np.ascontiguousarray(log_weight.T))
-    lowest = log_weight.argmin(0)[None]  # no part of the tail: it shows what was normalised away
-    constant = np.take_along_axis(log_weight, lowest, 0) - np.take_along_axis(normalised.T, lowest, 0)
-    equal = np.ptp(log_weight, axis=0) < ROUNDING * np.maximum(1, np.abs(log_weight).max(0))
-    return np.where(equal, log_weight, normalised.T + constant), np.where(equal, 0.0, k_hat)
+        normalised, k_hat[heavy] = _psislw()(rows)
+    lowest = rows.argmin(1)[:, None]  # no part of the tail: it shows what was normalised away
+    constant = np.take_along_axis(rows, lowest, 1) - np.take_along_axis(normalised, lowest, 1)
+    found[:, heavy] = (normalised + constant).T
+    return found, k_hat
 
 
 def k_hats(log_weight: np.ndarray) -> np.ndarray:
@@ -51,7 +58,7 @@ def _psislw() -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     if int(version("arviz").split(".")[0]) >= 1:
         from arviz_stats.base import array_stats
 
-        return lambda log_weight: array_stats.psislw(log_weight, axis=-1)
+        return lambda log_weight: array_stats.psislw(-log_weight, axis=-1)  # it takes log likelihoods
     return installed().psislw
 
 

@@ -24,6 +24,7 @@ from ppl_vae.model.flows import FlowDistribution
 from ppl_vae.model.mixed import Columnwise
 from ppl_vae.model.mixture import Mixture
 from ppl_vae.model.sphere import PowerSpherical, UniformSphere
+from ppl_vae.model.weights import ManyNormals
 
 Uniform = Callable[..., Tensor]
 
@@ -107,6 +108,18 @@ def _(delta: dist.Delta, uniform: Uniform) -> Tensor:
 @draw.register
 def _(normal: dist.Normal, uniform: Uniform) -> Tensor:
     return normal.loc + normal.scale * torch.special.ndtri(uniform()).to(normal.loc.dtype)
+
+
+@draw.register
+def _(many: ManyNormals, uniform: Uniform) -> Tensor:
+    """By Box & Muller (1958), from the halves of a number's 52 bits: a net's weights may cost more to draw than to use."""
+    size = many.event_shape.numel()
+    high = uniform((size + 1) // 2) * 2**26
+    angle = high.floor()
+    radius = (high - angle).to(_dtype(many.base_dist)).log_().mul_(-2).sqrt_()  # of a number in (0, 1), never 0
+    angle = angle.to(radius.dtype).mul_(2 * math.pi / 2**26)
+    noise = torch.cat([radius * angle.cos(), radius * angle.sin()], -1)[..., :size]
+    return many.base_dist.loc + many.base_dist.scale * noise.reshape(many.batch_shape + many.event_shape)
 
 
 @draw.register

@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from math import ceil, fsum, inf, nan
 from typing import Any
 
@@ -15,10 +14,10 @@ from tqdm.auto import tqdm
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
 from ppl_vae.infer.draws import facts, in_mode, log_jacobian, row_blocks
-from ppl_vae.infer.handlers import LatentScale, Relaxed, SharedScale, Tally
+from ppl_vae.infer.handlers import Tally, surroundings
 from ppl_vae.infer.history import History
-from ppl_vae.infer.noise import Keyed, step_keys
-from ppl_vae.infer.objectives import BOUNDS, Objective, fitting
+from ppl_vae.infer.noise import step_keys
+from ppl_vae.infer.objectives import Objective, fitting
 from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.optim import SCHEDULES, OneOptimizer
 from ppl_vae.infer.rows import PIXELS, Rows
@@ -56,9 +55,9 @@ def fit(
     Args:
         vae: a model with its guide.
         data: n rows, n >= 2.
-        objective: a name of `objectives()`, (name, options) as ("relaxation", {"temperature": 0.3}), or a factory of any
-            Pyro ELBO (a class, or a function of nothing).
-        particles: draws of z a row and step; K of "iwae".
+        objective: a name of `objectives()`, (name, options) as ("renyi", {"alpha": 0.3}), or a factory of any Pyro ELBO (a
+            class, or a function of nothing).
+        particles: draws of z a row and step; K of "iwae" and its kin.
         epochs: passes over the training rows, each in a new order.
         batch_size: rows a step.
         optimizer: "adam", "adamw", "sgd" or "adagrad"; it sees the gradient of the mean over rows.
@@ -114,6 +113,10 @@ def fit(
     target = chosen_objective(objective, particles)
     if patience is not None and not valid:
         raise OptionError("patience: got valid=0, expected held-out rows to watch")
+    if patience is not None and not target.trains_guide:
+        raise OptionError(
+            f"patience: got {patience} with {objective!r}, whose guide is not trained: it has no bound to watch"
+        )
     factor = choose("schedule", schedule, SCHEDULES)
     pixels = choose("binarize", binarize or "none", PIXELS)
     one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
@@ -141,9 +144,11 @@ def fit(
         start = time.perf_counter()
         for epoch in (bar := tqdm(range(1, epochs + 1), disable=not progress, desc="fit", unit="epoch")):
             began = time.perf_counter()
-            kl_weight = min(1.0, epoch / kl_warmup) if kl_warmup else 1.0
+            warm = min(1.0, epoch / kl_warmup) if kl_warmup else 1.0
             for numbers, batch in rows.batches(batch_size):
-                one.scale_lr(factor((step.number - first) / total))
+                done = (step.number - first) / total
+                one.scale_lr(factor(done))
+                kl_weight = warm * target.kl_weight(done)
                 step(numbers, batch, kl_weight, history)
             seconds = time.perf_counter() - began
             vae.steps.fill_(step.number)
@@ -179,6 +184,7 @@ class Step:
         self.jacobians = () if vae.schema is None else vae.schema.log_jacobians
         self.jacobian = fsum(self.jacobians)
         elbo: Any = target.make(particles)
+        self.elbo = elbo
 
         def loss_and_grads(*args: Any, **kwargs: Any) -> float:
             one.loss = elbo.loss_and_grads(*args, **kwargs)
@@ -192,13 +198,8 @@ class Step:
         one, tally = self.one, Tally()
         one.rows = len(numbers)
         keys = step_keys(numbers, self.seed, self.number)
-        with ExitStack() as handlers:  # outermost first: each then sees distributions that every plate has expanded
-            handlers.enter_context(Keyed(keys, strict=False, reparameterized=self.target.reparameterized))
-            handlers.enter_context(LatentScale(kl_weight))
-            handlers.enter_context(SharedScale(len(numbers) / self.total))
-            handlers.enter_context(tally)
-            if "temperature" in self.target.options:
-                handlers.enter_context(Relaxed(self.target.options["temperature"]))
+        weights: Any = {"kl_weight": kl_weight, "share": len(numbers) / self.total}
+        with surroundings(self.target, self.elbo, numbers, keys, **weights, tally=tally):
             self._svi_step(batch)
         if one.refused:
             raise self._error(tally, numbers, history)
@@ -279,9 +280,9 @@ class Best:
 
 def _bound(vae: Any, batch: Batch, target: Objective, particles: int, seed: int) -> float:
     """Mean bound of encoded rows, under noise that stays the same; NaN without rows."""
-    if not len(batch.x):
+    if not len(batch.x) or not target.trains_guide:
         return nan
-    num_draws = particles if target.bound == "iwae" else 1
+    num_draws = particles * target.groups if target.bound == "iwae" else 1
     with torch.no_grad(), in_mode(vae, training=False):
         blocks = row_blocks(vae, batch, num_draws, seed + VALIDATION, pad=False, strict=False)
-        return float(torch.cat([BOUNDS[target.bound](block.log_weight) for block in blocks]).mean())
+        return float(torch.cat([target.per_row_bound(block.log_weight) for block in blocks]).mean())

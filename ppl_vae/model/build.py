@@ -24,7 +24,9 @@ from ppl_vae.model.nets import conv_decoder, conv_encoder, mlp
 from ppl_vae.model.posteriors import POSTERIORS
 from ppl_vae.model.priors import PRIORS, Setting
 from ppl_vae.model.shared import MeanFieldShared, latent_sites
+from ppl_vae.model.shrinkage import Shrinkage
 from ppl_vae.model.vae import VAE
+from ppl_vae.model.weights import WEIGHTS
 from ppl_vae.options import ModelOptions as Default
 from ppl_vae.plugins import part
 
@@ -85,6 +87,7 @@ def build(
     covariates: Sequence[str] = Default.covariates,
     group: str | None = Default.group,
     label: str | None = Default.label,
+    weights: str = Default.weights,
     schema: Schema | None = None,
     seed: int = Default.seed,
     **options: Any,
@@ -116,6 +119,10 @@ def build(
         covariates: columns that are given instead of modelled: p(x | z, c).
         group: column of groups; with prior="hierarchical" z has an effect of each (partial pooling).
         label: column of classes, which may be missing: a discrete site y, semi-supervised (Kingma et al. 2014, M2).
+        weights: "point", or "normal": all weights and biases of the decoder's net get a prior N(0, weight_scale^2), option
+            `weight_scale=1.0`, and a mean-field normal posterior, whose means are the net's parameters (full variational
+            Bayes: Kingma & Welling 2013, appendix F). Numbers of the likelihood that are learned beside the net, such as a
+            scale for each feature, stay point estimates, as do the encoder's weights.
         schema: a `Schema` to use instead of one made from `data`; says which columns are nullable, covariates, group and
             label, and may say the likelihood of each.
         seed: of the initial weights.
@@ -161,6 +168,7 @@ def build(
         covariates=given,
         group=group,
         label=label,
+        weights=weights,
         seed=seed,
     )
     return assemble(schema, {**vars(chosen), **options}, lambda: schema.tensors(data))
@@ -220,6 +228,11 @@ def _programs(
         first_layer=first,
     )
     vae = VAE(encoder, decoder, _prior(of.prior, setting, options, given), schema)
+    decoder.weights, encoder.weights = options.make(choose("weights", of.weights, WEIGHTS), decoder.net)
+    if decoder.weights is not None and isinstance(vae.prior, Shrinkage):
+        raise OptionError(
+            f"weights: got {of.weights!r} with prior={of.prior!r}, which is a prior on weights too; expected one of the two"
+        )
     if schema.label is not None:
         classifier = encoder_net(inputs.width + beyond - _classes(schema), _classes(schema))
         weight = options.take("label_weight", 1.0)

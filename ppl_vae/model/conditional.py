@@ -51,13 +51,16 @@ class Encoder(nn.Module):
         net: features, beside those of c and y, to raw parameters.
         family: as for `Conditional`.
         covariates: c to features, where there are covariates.
-        shared: a program without arguments that samples the sites outside the plate, where there are any.
+        shared: a program without arguments that samples the prior's sites outside the plate, where there are any.
+        weights: the same for the decoder's weights.
     """
 
-    def __init__(self, inputs: Any, net: Any, family: Any, covariates: Any = None, shared: Any = None) -> None:
+    def __init__(
+        self, inputs: Any, net: Any, family: Any, covariates: Any = None, shared: Any = None, weights: Any = None
+    ) -> None:
         super().__init__()
         self.inputs, self.net, self.family = inputs, net, family
-        self.covariates, self.shared = covariates, shared
+        self.covariates, self.shared, self.weights = covariates, shared, weights
 
     def forward(
         self, x: Tensor, mask: Tensor | None = None, c: Tensor | None = None, y: Tensor | None = None
@@ -74,16 +77,30 @@ class Encoder(nn.Module):
 
     def global_sites(self) -> Any:
         """Sample what the plate of rows does not hold."""
+        if self.weights is not None:
+            self.weights()
         return None if self.shared is None else self.shared()
 
 
 class Decoder(nn.Module):
-    """p(x | z, c, y): arguments as for `Encoder`."""
+    """p(x | z, c, y): arguments as for `Encoder`.
 
-    def __init__(self, net: Any, family: Any, covariates: Any = None) -> None:
+    Args:
+        weights: the prior of the net's weights where these are sites, such as `weights.WeightPrior`; with `.sample()`, and
+            called with the net's input and what that returned.
+    """
+
+    def __init__(self, net: Any, family: Any, covariates: Any = None, weights: Any = None) -> None:
         super().__init__()
-        self.net, self.family, self.covariates = net, family, covariates
+        self.net, self.family, self.covariates, self.weights = net, family, covariates, weights
 
-    def forward(self, z: Tensor, c: Tensor | None = None, y: Tensor | None = None) -> dist.Distribution:
+    def forward(
+        self, z: Tensor, c: Tensor | None = None, y: Tensor | None = None, shared: Any = None
+    ) -> dist.Distribution:
         features = beside(z, None if self.covariates is None else self.covariates(c), y)
-        return distribution(self.family, self.net(features))
+        raw = self.net(features) if self.weights is None else self.weights(features, shared)
+        return distribution(self.family, raw)
+
+    def global_sites(self) -> Any:
+        """Sample the net's weights, where they are sites."""
+        return None if self.weights is None else self.weights.sample()

@@ -30,6 +30,30 @@ def _(categorical: torch.distributions.Categorical) -> Tensor:
     return categorical.logits.argmax(-1).to(categorical.logits.dtype)
 
 
+@singledispatch
+def averaged(distribution: Any) -> Tensor:
+    """`expected` of the mixture over the first of the batch dimensions (S, ..., d), that of draws: (..., d)."""
+    return expected(distribution).mean(0)
+
+
+@averaged.register(torch.distributions.Independent)
+@averaged.register(dist.MaskedDistribution)
+def _(wrapped: Any) -> Tensor:
+    return averaged(wrapped.base_dist)
+
+
+@averaged.register
+def _(categorical: torch.distributions.Categorical) -> Tensor:
+    return categorical.probs.mean(0).argmax(-1).to(categorical.probs.dtype)
+
+
+@averaged.register
+def _(von_mises: dist.VonMises) -> Tensor:
+    angle, concentration = von_mises.loc, von_mises.concentration
+    length = torch.special.i1e(concentration) / torch.special.i0e(concentration)
+    return torch.atan2((length * angle.sin()).mean(0), (length * angle.cos()).mean(0))
+
+
 class ColumnSupport(constraints.Constraint):
     """The support of each column: `check` gives (..., d)."""
 
@@ -106,6 +130,11 @@ class Columnwise(dist.TorchDistribution):
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> ColumnSupport:
         return ColumnSupport(self)
+
+
+@averaged.register
+def _(columnwise: Columnwise) -> Tensor:
+    return columnwise.joined(averaged)
 
 
 class Mixed(nn.Module):

@@ -79,8 +79,8 @@ class VAE(nn.Module):
             Each a callable that returns a Pyro distribution; the parameters of those that are modules are trained. Each
             also gets by keyword those of these that its signature names: `mask` (n, d), `c` (n, q) covariates, `group`
             (n,) codes, -1 for one that was not seen, `y` (..., n, classes) a one-hot class, and `shared`, what its own
-            method `global_sites()`, a program run before the plate of rows, returned. A part may also sample sites of
-            its own.
+            method `global_sites()`, a program run before the plate of rows, returned; the encoder's is the guide of
+            those of prior and decoder. A part may also sample sites of its own.
         schema: columns and scaling of the data that it was built for; encoder and decoder work in encoded units.
         classes: `Classes`, for a class y that is known on some rows.
 
@@ -139,14 +139,15 @@ class VAE(nn.Module):
         self._register("prior", "decoder", "classes")
         if x is None and n is None:
             raise OptionError("model: got neither x nor n, expected rows to observe or a number of rows to sample")
-        given: dict[str, Any] = {"mask": mask, "c": c, "group": group, "shared": global_sites(self.prior)}
+        given: dict[str, Any] = {"mask": mask, "c": c, "group": group}
+        of_prior, of_decoder = global_sites(self.prior), global_sites(self.decoder)
         with pyro.plate("data", n if x is None else x.shape[-2], dim=-1):
             if self.classes is not None:
                 given["y"] = pyro.sample("y", self.classes.prior())
                 if self.training and label is not None and x is not None:
                     self.classes.supervise(x, mask, c, label)
-            z = pyro.sample("z", sound("z", "prior", call(self.prior, **given)))
-            likelihood = sound("x", "decoder", call(self.decoder, z, **given))
+            z = pyro.sample("z", sound("z", "prior", call(self.prior, **given, shared=of_prior)))
+            likelihood = sound("x", "decoder", call(self.decoder, z, **given, shared=of_decoder))
             if mask is not None:  # masked NaN would still give NaN gradients: fill, then mask
                 x = None if x is None else torch.where(mask, x, inside(likelihood))
                 likelihood = masked(likelihood, mask)

@@ -1,4 +1,4 @@
-"""The command line: `ppl-vae demo | fit | score | sample | impute | parts | datasets`.
+"""The command line: `ppl-vae demo | fit | score | sample | impute | diagnose | compare | parts | datasets`.
 
 Only names and numbers come in, from arguments or a configuration file; what a name may be is decided where its table of
 choices stands. Nothing heavy is imported before a command runs, so that `--help` is quick.
@@ -143,6 +143,69 @@ def impute(model: str, data: str, out: str, seed: int, missing: list[str] | str,
     _write_imputed(out, load(model), _rows(data, missing, names), seed)
 
 
+def compare(experiment: str, out: str, jobs: int, retry: bool) -> None:
+    """Compare candidates by held-out log evidence, as a file says; run again, it goes on where it was stopped.
+
+    Writes table.csv, cells.csv, pointwise.csv and settings.json to a folder, and each cell to its own files in cells/.
+    """
+    from concurrent.futures import ProcessPoolExecutor
+    from contextlib import nullcontext
+    from multiprocessing import get_context
+
+    import torch
+
+    from ppl_vae.criticism.compare import compare as run
+    from ppl_vae.errors import whole
+    from ppl_vae.use.experiment import experiment as read
+
+    plan, folder, jobs = read(experiment), Path(out), whole("jobs", jobs)
+    folder.mkdir(parents=True, exist_ok=True)  # before the work: where it cannot be written, there is no use in it
+    others = _rows(plan.test) if isinstance(plan.test, str) else None
+    train, test = plan.split(_rows(plan.data, plan.missing, plan.names), others)
+    candidates = plan.candidates(train)
+    threads = torch.get_num_threads()
+    pool: Any = ProcessPoolExecutor(jobs, get_context("spawn")) if jobs > 1 else nullcontext()
+    torch.set_num_threads(max(1, threads // jobs))  # which every cell's process takes over
+    try:
+        with pool:
+            found = run(
+                candidates,
+                train,
+                test,
+                **plan.settings,
+                map=pool.map if jobs > 1 else map,
+                folder=folder / "cells",
+                retry=retry,
+                progress=sys.stderr.isatty(),
+            )
+    finally:
+        torch.set_num_threads(threads)
+    found.save(folder)
+    print(found)
+    print(f"wrote {folder}")
+
+
+def diagnose(
+    model: str,
+    data: str,
+    out: str,
+    checks: list[str],
+    num_draws: int,
+    seed: int,
+    missing: list[str] | str,
+    names: list[str],
+) -> None:
+    """Diagnose a fitted model on rows: prints a sentence for each check, writes its figures as CSV."""
+    from ppl_vae.criticism.diagnostics import diagnose as run
+    from ppl_vae.use.store import load
+
+    _check_csv(out)
+    found = run(load(model), _rows(data, missing, names), checks=checks or None, num_draws=num_draws, seed=seed)
+    _write_csv(out, found.table.reset_index())
+    print(found)
+    print(f"wrote {out}")
+
+
 def parts() -> None:
     """List the priors, likelihoods, posteriors and objectives by name."""
     from ppl_vae.infer.objectives import objectives
@@ -192,6 +255,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "score": score,
     "sample": sample,
     "impute": impute,
+    "diagnose": diagnose,
+    "compare": compare,
     "parts": parts,
     "datasets": datasets,
 }
@@ -354,6 +419,25 @@ def _sample_arguments(one: ArgumentParser) -> None:
     )
 
 
+def _diagnose_arguments(one: ArgumentParser) -> None:
+    one.add_argument("model", type=str, help="folder of a model")
+    one.add_argument("data", type=str, help=DATA)
+    one.add_argument("--out", type=str, default="diagnosis.csv", help="file")
+    one.add_argument(
+        "--checks", type=list[str], default=[], help="names of checks, as [active_units,evidence]; []: all"
+    )
+    one.add_argument("--num_draws", type=int, default=1000, help="Monte Carlo draws a row")
+    one.add_argument("--seed", type=int, default=0, help="of the draws")
+    _add_reading(one)
+
+
+def _compare_arguments(one: ArgumentParser) -> None:
+    one.add_argument("experiment", type=str, help="a YAML file: data, candidates or a grid, seeds, budget, evidence")
+    one.add_argument("--out", type=str, required=True, help="folder")
+    one.add_argument("--jobs", type=int, default=1, help="cells to run at a time, each in a process of its own")
+    one.add_argument("--retry", action="store_true", help="also run cells again that failed before")
+
+
 def _no_arguments(one: ArgumentParser) -> None:
     pass
 
@@ -364,6 +448,8 @@ ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "score": _score_arguments,
     "sample": _sample_arguments,
     "impute": _impute_arguments,
+    "diagnose": _diagnose_arguments,
+    "compare": _compare_arguments,
     "parts": _no_arguments,
     "datasets": _no_arguments,
 }

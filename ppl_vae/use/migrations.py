@@ -36,7 +36,13 @@ def _from_1(content: dict[str, Any], state: State) -> tuple[dict[str, Any], Stat
     return content | {"recipe": recipe, "schema": {**schema, **new, **absent}}, state
 
 
+def _from_2(content: dict[str, Any], state: State) -> tuple[dict[str, Any], State]:
+    """Version 3 says whether the decoder's weights are uncertain."""
+    recipe = content["recipe"]
+    return content | {"recipe": {**recipe, "weights": "point"} if recipe["kind"] == "build" else recipe}, state
+
+
 TYPES_1 = {"bernoulli": "boolean", "continuous_bernoulli": "unit"}
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any], State], tuple[dict[str, Any], State]]] = {1: _from_1}
+MIGRATIONS: dict[int, Callable[[dict[str, Any], State], tuple[dict[str, Any], State]]] = {1: _from_1, 2: _from_2}
 """From each version to the next."""

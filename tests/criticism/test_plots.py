@@ -14,7 +14,11 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 
 from ppl_vae.criticism import plots
+from ppl_vae.criticism.checks import Finding
+from ppl_vae.criticism.diagnostics import Diagnosis
+from ppl_vae.criticism.pit import PIT
 from ppl_vae.criticism.predictive import decode, encode, generate, manifold, reconstruct
+from ppl_vae.criticism.sbc import sbc
 from ppl_vae.criticism.scores import Scores, score
 from ppl_vae.data import datasets
 from ppl_vae.data.datasets import Dataset
@@ -437,3 +441,30 @@ assert "matplotlib.pyplot" not in sys.modules, "pyplot is imported by a picture"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_uniformity_of_ranks_and_transforms_is_drawn_against_its_band() -> None:
+    ranks = sbc(PPCA(2).fit(np.random.RandomState(0).randn(60, 4)), 200, 19)
+    axes = plots.uniformity(ranks).axes[0]
+    assert [line.get_label() for line in axes.lines] == list(ranks.names) and axes.get_xlabel() == "u"
+    u, apart = axes.lines[0].get_data()
+    shares = np.sort(ranks.fractions[:, 0])
+    assert np.array_equal(u, shares) and np.allclose(apart, np.arange(1, 201) / 200 - shares)
+    assert np.abs(axes.get_ylim()[1]) > 1.628 / np.sqrt(200)  # the band is inside
+    holes = np.random.RandomState(0).rand(50, 12)
+    holes[:20, 3] = np.nan
+    axes = plots.uniformity(PIT(holes, tuple("abcdefghijkl"), 99)).axes[0]
+    assert len(axes.lines) == 12 and len(axes.lines[3].get_xdata()) == 30 and axes.get_legend() is None
+
+
+def test_latent_units_are_sorted_and_coloured_by_whether_they_move() -> None:
+    found = {
+        "kl": Finding({}, "", {"kl": np.array([0.2, 3.0, 0.001])}),
+        "active_units": Finding({}, "", {"activity": np.array([0.1, 0.9, 0.001])}),
+    }
+    axes = plots.latent_units(Diagnosis(found, (5, 5), 10)).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["z[1]", "z[0]", "z[2]"]
+    assert [patch.get_height() for patch in axes.patches] == [3.0, 0.2, 0.001]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["active (2)", "idle (1)"]
+    with pytest.raises(OptionError, match="expected nats by dimension"):
+        plots.latent_units(Diagnosis(found | {"kl": Finding({}, "no parts", {})}, (5, 5), 10))

@@ -109,6 +109,17 @@ def test_mean_field_is_too_narrow():
     assert found.stats["elbo"][0] < log_p[0] - 0.2
 
 
+@pytest.mark.parametrize("method", EXACT)
+@pytest.mark.parametrize("weights", ["point", "normal"])
+def test_single_precision(method, weights):
+    x = np.random.RandomState(0).randn(20, 3)
+    vae = pv.build(x, latent=2, hidden=(4,), weights=weights, seed=1)
+    short = {"svi": {"steps": 3}, "flow": {"steps": 3}, "laplace": {"steps": 3}, "sir": {}}
+    found = pv.posterior(vae, x[:2], method, 4, **short.get(method, {"warmup": 2, "chains": 2}))
+    assert found.z.shape == (4, 2, 2) and found.z.dtype == torch.float32
+    assert found.log_lik.isfinite().all() and (len(found.shared) > 0) == (weights == "normal" and method != "sir")
+
+
 def test_on_the_simplex():
     """Draws stay there, and log p(z) is the Dirichlet's own, without the Jacobian of the coordinates."""
     x = np.random.RandomState(0).randn(20, 3)

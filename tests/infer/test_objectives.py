@@ -1,15 +1,16 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO
+from pyro.infer import EnergyDistance, RenyiELBO, ReweightedWakeSleep, Trace_ELBO, Trace_MMD, TraceTailAdaptive_ELBO
 
 import ppl_vae as pv
 from ppl_vae.infer.noise import Keyed, step_keys
-from ppl_vae.infer.objectives import BOUNDS, objective
+from ppl_vae.infer.objectives import JOINT, OBJECTIVES, objective
 from ppl_vae.infer.scope import isolated
 
 RANDOM = np.random.RandomState(0)
@@ -110,12 +111,6 @@ def test_iwae_with_one_particle_is_the_elbo(moved):
         assert loss(moved, "iwae", 1, step) == pytest.approx(loss(moved, "elbo", 1, step), abs=1e-9)
 
 
-def test_bounds_by_hand():
-    log_weight = torch.tensor([[0.0, 1.0], [math.log(3.0), 1.0]])
-    assert torch.allclose(BOUNDS["elbo"](log_weight), torch.tensor([math.log(3) / 2, 1.0]))
-    assert torch.allclose(BOUNDS["iwae"](log_weight), torch.tensor([math.log(2.0), 1.0]))
-
-
 def test_any_factory_of_an_elbo_is_an_objective():
     x = X.astype("float32")
     vae = pv.build(x, latent=2, hidden=(8,))
@@ -173,12 +168,81 @@ def test_score_function_is_refused_where_it_would_be_another_estimator():
 
 def test_bad_objectives():
     vae = pv.build(X, latent=2)
-    with pytest.raises(pv.OptionError, match="'vimco', expected one of 'elbo'"):
-        pv.fit(vae, X, objective="vimco")
+    with pytest.raises(pv.OptionError, match="'advi', expected one of 'elbo'"):
+        pv.fit(vae, X, objective="advi")
     with pytest.raises(pv.OptionError, match="expected them set inside"):
         pv.fit(vae, X, objective=Trace_ELBO, particles=3)
     with pytest.raises(pv.OptionError, match="no KL term to weigh"):
         pv.fit(vae, X, objective="iwae", particles=3, kl_warmup=2)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (("renyi", {"alpha": 1}), "alpha: got 1, where Rényi's bound is the ELBO.*use 'elbo'"),
+        (("renyi", {"alpha": "a"}), "alpha: got 'a'"),
+        (("renyi", {"beta": 1}), r"objective: got {'beta': 1} for 'renyi', expected options among \['alpha'\]"),
+        (("iwae", {"alpha": 1}), r"for 'iwae', expected options among \[\]"),
+        (("mean_iwae", {"groups": 0}), "groups: got 0"),
+        (("sticking_the_landing", {"bound": "renyi"}), "bound: got 'renyi', expected one of 'elbo', 'iwae'"),
+        (("score_function", {"baseline": 1}), "baseline: got 1, expected one of 'none', 'leave_one_out', 'decaying'"),
+        (("beta", {"beta": -1}), "beta: got -1"),
+        (("cyclic", {"cycles": 1.5}), "cycles: got 1.5"),
+        (("cyclic", {"share": 2}), "share: got 2"),
+        (("free_bits", {"bits": -0.1}), "bits: got -0.1"),
+        (("mmd", {"lam": None}), "lam: got None"),
+        (("relaxation", {"temperature": 0}), "temperature: got 0"),
+    ],
+)
+def test_bad_options_of_objectives(choice, message):
+    with pytest.raises(pv.OptionError, match=message):
+        objective(choice)
+
+
+JOINT_FACTORIES = {
+    ReweightedWakeSleep: lambda: ReweightedWakeSleep(num_particles=3),
+    TraceTailAdaptive_ELBO: lambda: TraceTailAdaptive_ELBO(num_particles=3, vectorize_particles=True),
+    EnergyDistance: lambda: EnergyDistance(num_particles=3),
+    Trace_MMD: lambda: Trace_MMD(kernel={}),
+}
+
+
+@pytest.mark.parametrize("kind", JOINT)
+def test_what_takes_a_batch_for_one_observation_is_refused_with_what_to_use_instead(kind):
+    for choice in (kind, JOINT_FACTORIES[kind]):
+        with pytest.raises(pv.OptionError, match=f"objective: got {kind.__name__}, wh.*expected '") as caught:
+            pv.fit(pv.build(X, latent=2), X, objective=choice, progress=False)
+        assert any(f"'{name}'" in str(caught.value) for name in OBJECTIVES)
+
+
+@pytest.mark.parametrize("prior", ["ard", "hierarchical"])
+def test_pyros_renyi_bound_is_refused_where_a_site_is_shared_and_ours_knows_where_it_belongs(prior):
+    table = pd.DataFrame(X, columns=list("abcd")).assign(who=list("uvwx") * 10)
+    options = {"prior": "hierarchical", "group": "who"} if prior == "hierarchical" else {"prior": "ard", "hidden": ()}
+    data = table if prior == "hierarchical" else X
+    renyi = lambda: RenyiELBO(alpha=0.5, num_particles=3)  # noqa: E731
+    with pytest.raises(
+        pv.OptionError, match=r"got RenyiELBO with the site '.*' that all rows share.*'iwae' or 'renyi'"
+    ):
+        pv.fit(pv.build(data, latent=2, **options), data, objective=renyi, progress=False)
+    pv.fit(pv.build(X, latent=2), X, objective=renyi, epochs=1, progress=False)
+    if prior == "ard":
+        pv.fit(pv.build(X, latent=2, **options), X, objective="renyi", epochs=1, progress=False)
+        return
+    for name, target in OBJECTIVES.items():
+        if not target.shared:
+            with pytest.raises(pv.OptionError, match=f"{name}.*that all rows share; expected 'elbo'"):
+                pv.fit(pv.build(data, latent=2, **options), data, objective=name, particles=2, progress=False)
+
+
+def test_every_objective_says_what_it_is_and_needs():
+    assert {name for name, target in OBJECTIVES.items() if not target.per_row} == {"free_bits", "mmd"}
+    for name, target in OBJECTIVES.items():
+        assert target.text and target.bound in ("elbo", "iwae"), name
+    assert OBJECTIVES["elbo"].needs == "" and "draws with a gradient" in OBJECTIVES["dreg"].needs
+    chosen = objective(("score_function", {"baseline": "leave_one_out"}), 2)
+    assert chosen.least == 2 and chosen.options == {"baseline": "leave_one_out"}
+    assert OBJECTIVES["score_function"].least == 1
 
 
 def test_each_row_of_iwae_is_weighed_alone():

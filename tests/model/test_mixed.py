@@ -7,7 +7,7 @@ from torch import nn
 
 from ppl_vae.errors import ProgramError
 from ppl_vae.model.masses import DiscretizedLogistic
-from ppl_vae.model.mixed import Columnwise, Mixed, expected
+from ppl_vae.model.mixed import Columnwise, Mixed, averaged, expected
 
 
 class Outputs(nn.Module):
@@ -160,3 +160,17 @@ def test_a_joint_part_is_refused():
 
 def test_pixels_count_as_discrete():
     assert DiscretizedLogistic(torch.zeros(1), torch.ones(1)).support.is_discrete
+
+
+def test_the_average_over_draws_is_that_of_the_mixture():
+    """Means; of codes the most probable one under the mean of the probabilities; of angles the mean direction."""
+    mixed = columnwise(6, 5)
+    normal, categorical, poisson = mixed.parts
+    found = averaged(mixed.mask(True).to_event(1))
+    assert torch.allclose(found[:, [0, 3]], normal.loc.mean(0)) and torch.allclose(found[:, [1]], poisson.rate.mean(0))
+    assert torch.equal(found[:, [2, 4]], categorical.probs.mean(0).argmax(-1).float())
+    loc, concentration = torch.tensor([[2.0], [-3.0], [0.1]]), torch.tensor([[2.0], [2.0], [0.01]])
+    angle = averaged(dist.VonMises(loc, concentration).to_event(1))
+    draws = dist.VonMises(loc, concentration).sample((20000,))
+    assert angle > 2.0  # not near -0.3, the mean of the three numbers
+    assert abs(angle - torch.atan2(draws.sin().mean(), draws.cos().mean())) < 0.05  # its standard error is 0.006

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 
 import ppl_vae as pv
+from ppl_vae.criticism.diagnostics import diagnose
 from ppl_vae.criticism.scores import SCORES
 from ppl_vae.use import cli
 from ppl_vae.use.demo import demo
@@ -176,6 +178,84 @@ def test_the_written_options_repeat_the_fit(run: Run, table: Path) -> None:
         assert Path("a", name).read_bytes() == Path("b", name).read_bytes()
 
 
+def test_diagnose(run: Run, table: Path) -> None:
+    assert run("fit", str(table), "--out", "model", *SMALL)[0] == 0
+    asked = ("--checks", "[active_units,evidence]", "--num_draws", "1000", "--seed", "2")
+    code, out, err = run("diagnose", "model", str(table), *asked)
+    assert (code, err) == (0, "")
+    expected = diagnose(pv.load("model"), str(table), checks=["active_units", "evidence"], num_draws=1000, seed=2)
+    assert out == f"{expected}\nwrote diagnosis.csv\n"
+    written = pd.read_csv("diagnosis.csv")
+    assert list(written.columns) == ["check", "figure", "value", "mcse"]
+    assert np.array_equal(written["value"], expected.table["value"])
+    assert "checks: got 'guess'" in run("diagnose", "model", str(table), "--checks", "[guess]")[2]
+
+
+EXPERIMENT = """
+data: digits
+test: 0.2
+model: {likelihood: continuous_bernoulli, hidden: [32]}
+fit: {epochs: 3, batch_size: 128}
+grid:
+  objective: [elbo, analytic_kl, iwae]
+  model.latent: [2, 4, 8]
+seeds: [0]
+evidence: {name: iwae, num_draws: 8}
+num_draws: 8
+"""
+
+
+def test_a_comparison_that_was_killed_goes_on_with_the_missing_cells(run: Run, tmp_path: Path) -> None:
+    Path("experiment.yaml").write_text(EXPERIMENT)
+    program = "import sys; from ppl_vae.use.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "compare", "experiment.yaml", "--out", "runs/x"]
+    cells = tmp_path / "runs" / "x" / "cells"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None and len(list(cells.glob("*.json"))) < 3:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.stdout is not None
+        assert process.wait() == -signal.SIGKILL, process.stdout.read().decode()
+    done = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in cells.glob("*.json")}
+    done |= {p: (p.stat().st_mtime_ns, p.read_bytes()) for j in done for p in [j.with_suffix(".safetensors")]}
+    assert 6 <= len(done) < 18  # of 9 cells, two files each
+    assert not (cells.parent / "table.csv").exists()
+
+    code, out, err = run("compare", "experiment.yaml", "--out", "runs/x")
+    assert (code, err) == (0, "") and "wrote runs/x" in out
+    assert len(list(cells.glob("*.json"))) == len(list(cells.glob("*.safetensors"))) == 9
+    assert all((p.stat().st_mtime_ns, p.read_bytes()) == kept for p, kept in done.items())
+    table = pd.read_csv("runs/x/table.csv", index_col=0)
+    assert sorted(table.index) == sorted(
+        f"objective={o}, latent={k}" for o in ("elbo", "analytic_kl", "iwae") for k in (2, 4, 8)
+    )
+    assert (
+        table["evidence"].is_monotonic_decreasing
+        and (table["gradients"] == 3 * 1294).all()
+        and not table["failed"].any()
+    )
+    assert table["difference"].iloc[0] == 0 and f"{table['evidence'].iloc[0]:.3f}" in out
+
+    everything = {p: p.stat().st_mtime_ns for p in cells.iterdir()}
+    assert run("compare", "experiment.yaml", "--out", "runs/x")[1] == out
+    assert {p: p.stat().st_mtime_ns for p in cells.iterdir()} == everything
+    first = min(cells.glob("*.json"))
+    first.write_bytes(first.read_bytes()[:-5])
+    code, out, err = run("compare", "experiment.yaml", "--out", "runs/x")
+    assert code == 2 and first.name in err and err.count("\n") == 1
+
+
+def test_candidates_that_fail_are_in_the_table(run: Run, table: Path) -> None:
+    text = (
+        f"data: {table}\ntest: 0.3\nmodel: {{hidden: [4], latent: 2}}\nfit: {{epochs: 1}}\nseeds: [1]\nnum_draws: 8\n"
+    )
+    text += "evidence: {name: iwae, num_draws: 8}\ncandidates: {good: {}, bad: {fit: {optimizer: newton}}}"
+    Path("e.yaml").write_text(text)
+    code, out, err = run("compare", "e.yaml", "--out", "x")
+    assert (code, err) == (0, "") and "bad, seed 1 failed: OptionError: optimizer: got 'newton'" in out
+    assert pd.read_csv("x/cells.csv").set_index("candidate")["error"].notna().to_dict() == {"good": False, "bad": True}
+
+
 def test_a_data_set_by_name(run: Run) -> None:
     cnn = ("--model.nets", "cnn", "--model.hidden", "[4]", "--model.likelihood", "continuous_bernoulli")
     assert run("fit", "digits", "--out", "model", *cnn, "--fit.epochs", "1")[0] == 0
@@ -224,6 +304,10 @@ def test_help_names_every_choice_and_its_default(run: Run) -> None:
         (("score", "nowhere", "TABLE"), "nowhere/model.json"),
         (("score", "nowhere", "TABLE", "--out", "scores.parquet"), "ends in .csv"),
         (("sample", "nowhere"), "nowhere/model.json"),
+        (("diagnose", "nowhere", "TABLE"), "nowhere/model.json"),
+        (("compare", "nowhere.yaml", "--out", "x"), "nowhere.yaml: no such file"),
+        (("compare", "text.csv", "--out", "x"), "text.csv: got 'a,b 1,2 3,two'"),
+        (("compare", "e.yaml"), "out"),
         (("demo", "--anomaly", "10"), "anomaly: got 10"),
     ],
 )

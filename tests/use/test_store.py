@@ -48,6 +48,7 @@ MODELS: dict[str, tuple[Callable[[], Any], Any, str]] = {
         "elbo",
     ),
     "double": (lambda: pv.build(ROWS, latent=2).double(), ROWS, "elbo"),
+    "weights": (lambda: pv.build(ROWS, latent=2, hidden=(8,), weights="normal", weight_scale=0.5), ROWS, "iwae"),
     "frame": (lambda: pv.build(FRAME, latent=2), FRAME, "elbo"),
     "pca": (lambda: pv.PCA(2).fit(ROWS), ROWS, "reconstruction_error"),
     "ppca": (lambda: pv.PPCA(2).fit(FRAME), FRAME, "elbo"),
@@ -203,15 +204,15 @@ def forge(folder: Path, **changes: Any) -> None:
 
 def test_a_newer_format_is_named(tmp_path: Path) -> None:
     pv.save(small(), tmp_path)
-    forge(tmp_path, format_version=3)
-    assert "newer format_version 3, expected at most 2; upgrade ppl_vae" in refusal(tmp_path)
+    forge(tmp_path, format_version=4)
+    assert "newer format_version 4, expected at most 3; upgrade ppl_vae" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[1, 2]", "without a format_version"),
-        ('{"format_version": 0}', "format_version 0, expected 1 to 2"),
+        ('{"format_version": 0}', "format_version 0, expected 1 to 3"),
         ('{"format_version": 1}', "got the keys"),
         ('{"format_version": 1, "format_version": 1}', "a key stands twice"),
         ("{", "not the JSON expected"),

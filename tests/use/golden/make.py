@@ -64,6 +64,10 @@ MODELS: dict[int, dict[str, tuple[Any, Callable[[Any], Any]]]] = {
         ),
         "ppca": (X, lambda x: pv.PPCA(2).fit(x)),
     },
+    3: {
+        "weights": (MIXED, lambda x: pv.build(x, likelihood="infer", covariates=["age"], weights="normal", **SMALL)),
+        "ppca": (X, lambda x: pv.PPCA(2).fit(x)),
+    },
 }
 
 

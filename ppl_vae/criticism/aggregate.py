@@ -1,0 +1,137 @@
+"""The aggregate posterior q(z), the mixture of q(z|x) over rows: what z tells of the row, and how far q(z) is from p(z)."""
+
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ppl_vae.criticism.simulation import CELLS, plated, replaying, sites_of
+from ppl_vae.data.schema import Batch
+from ppl_vae.infer.draws import (
+    check,
+    in_mode,
+    is_local,
+    jacobians,
+    log_densities,
+    model_sites,
+    row_keys,
+    shared_key,
+    told_apart,
+)
+from ppl_vae.infer.noise import Keyed
+from ppl_vae.infer.scope import isolated
+
+PAIRS = 2**20
+"""Pairs of a draw and a row at which q(z|x) is evaluated, in all."""
+MOST = 700
+"""Rows of the mixture: two draws for each stay within `PAIRS`."""
+DRAWS = 32
+"""Draws of a row: more would not tell more of the mixture, whose rows are what is scarce."""
+
+
+class Bounds(NamedTuple):
+    """A number known to lie between two, on average over sets of n rows, each with its Monte Carlo standard error."""
+
+    low: float
+    high: float
+    low_error: float
+    high_error: float
+
+
+class Aggregate(NamedTuple):
+    """The parts of the KL term (Hoffman & Johnson 2016): KL = information + gap, all in nats.
+
+    Attributes:
+        kl: KL(q(z|x) || p(z)), mean over the rows, and its error.
+        information: I_q(x; z), what z tells of the row.
+        gap: KL(q(z) || p(z)); None where the prior differs from row to row.
+        rows: n of the mixture.
+    """
+
+    kl: tuple[float, float]
+    information: Bounds
+    gap: Bounds | None
+    rows: int
+
+
+def aggregate(vae: Any, batch: Batch, num_draws: int = 1000, seed: int = 0) -> Aggregate:
+    """Split the mean KL term into information and the aggregate posterior's distance from the prior.
+
+    q(z) is estimated by the mixture over the n rows at hand. With the draw's own row in it, the information is that about
+    the row's number among these n (Hoffman & Johnson 2016): exact for them, at most log n, and for rows in general too low.
+    Without it, it is too high (Poole et al. 2019, eqs. 11 and 13): the truth lies between, up to Monte Carlo error. Of the
+    gap the reverse is true. The bounds are far apart where rows hardly overlap: n rows cannot tell more than log n nats.
+
+    Args:
+        vae: a model with its guide; "z" here is all latent sites of a row.
+        batch: n encoded rows, 2 at least.
+        num_draws: of z a row at most; no more than `DRAWS`, and fewer where pairs of draws and rows would exceed `PAIRS`.
+        seed: of the noise.
+    """
+    n = len(batch.x)
+    draws = max(2, min(num_draws, DRAWS, PAIRS // n**2))
+    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        check(vae, batch, strict=False)
+        keys, common = told_apart(row_keys(batch, seed)), shared_key(batch.x, seed)
+        args, given = batch.arguments()
+        with Keyed(keys, strict=False, shared=common):
+            guide = sites_of(poutine.trace(plated(vae.guide, draws)).get_trace(*args, **given))
+            values = {name: site["value"] for name, site in guide.items()}
+            log_prior = log_densities(model_sites(vae, batch, replaying(values), draws), jacobians(vae, batch), batch)[
+                0
+            ]
+        own, inside, outside = _mixture(vae, batch, guide)
+        alike = _same_prior(vae, batch, guide)
+    kl, low, high = own - log_prior, own - inside, own - outside
+    information = Bounds(*_mean(low)[:1], *_mean(high)[:1], _mean(low)[1], _mean(high)[1])
+    below, above = _mean(kl - high), _mean(kl - low)
+    gap = Bounds(below[0], above[0], below[1], above[1]) if alike else None
+    return Aggregate(_mean(kl), information, gap, n)
+
+
+def _mixture(vae: Any, batch: Batch, guide: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Of draws (S, n, ...) of every row: log q(z|x) of the own row, of the mixture of all, of all others, (S, n) each."""
+    draws, n = guide["z"]["value"].shape[:2]
+    args, given = batch.arguments()
+    flat, shared = {}, {}
+    for name, site in guide.items():
+        value = site["value"]
+        if is_local(site):
+            flat[name] = value.reshape(draws * n, 1, *value.shape[2:])
+        else:  # q(z|x) does not depend on them: one draw will do, which may be all weights of a net
+            shared[name] = value[:1]
+    size = max(1, CELLS // (n * flat["z"].shape[-1]))
+    found = []
+    for start in range(0, draws * n, size):
+        values = {name: value[start : start + size] for name, value in flat.items()}
+        many = len(values["z"])
+        trace = replaying({name: value.expand(many, n, *value.shape[2:]) for name, value in values.items()})
+        trace = replaying(shared, many, trace)
+        q = sites_of(poutine.trace(poutine.replay(plated(vae.guide, many), trace=trace)).get_trace(*args, **given))
+        terms = [site["fn"].log_prob(site["value"]).double() for site in q.values() if is_local(site)]
+        log_q = sum(terms, start=torch.zeros(())).expand(many, n)
+        rows = torch.arange(start, start + many, device=log_q.device)[:, None] % n
+        own = log_q.gather(1, rows)
+        others = log_q.scatter(1, rows, -torch.inf).logsumexp(1, keepdim=True)
+        found.append(torch.cat([own, torch.logaddexp(own, others), others], 1))
+    own, inside, outside = (column.view(draws, n) for column in torch.cat(found).T)
+    log_n, log_others = (torch.log(torch.tensor(float(m))) for m in (n, n - 1))
+    return own, inside - log_n, outside - log_others
+
+
+def _same_prior(vae: Any, batch: Batch, guide: dict[str, Any]) -> bool:
+    """Whether all rows have one prior: at the latents of the first row's first draw, its density is the same for each."""
+    few = batch.rows(slice(8))
+    first = {}
+    for name, site in guide.items():
+        value = site["value"][:1]
+        first[name] = value[:, :1].expand(1, len(few.x), *value.shape[2:]) if is_local(site) else value
+    log_prior = log_densities(model_sites(vae, few, replaying(first), 1), jacobians(vae, few), few)[0]
+    return bool(torch.allclose(log_prior, log_prior[:, :1]))
+
+
+def _mean(terms: Tensor) -> tuple[float, float]:
+    """Mean of (S, n) and its Monte Carlo standard error, draws being independent between rows."""
+    draws, n = terms.shape
+    return float(terms.mean()), float((terms.var(0) / draws).sum().sqrt() / n)

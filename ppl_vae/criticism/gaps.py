@@ -1,0 +1,83 @@
+"""Where the bound falls short of log p(x): in the family of q, and in the encoder that stands for a search in it."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppl_vae.infer.draws import draws
+from ppl_vae.infer.evidence import Evidence, log_evidence
+from ppl_vae.infer.local import posterior
+
+
+class Gaps(NamedTuple):
+    """The two parts of log p(x) - L[q(z|x)] (Cremer et al. 2018), row by row, in nats.
+
+    Attributes:
+        approximation: log p(x) - max over the family of L[q], (n,).
+        amortization: that maximum - L of the encoder's q, (n,).
+        approximation_error, amortization_error: their Monte Carlo standard errors, (n,).
+        evidence: the estimate of log p(x), with what is known against it.
+    """
+
+    approximation: np.ndarray
+    amortization: np.ndarray
+    approximation_error: np.ndarray
+    amortization_error: np.ndarray
+    evidence: Evidence
+
+
+def gaps(
+    vae: Any,
+    data: Any,
+    method: str = "svi",
+    evidence: str = "iwae",
+    num_draws: int = 1000,
+    seed: int = 0,
+    *,
+    refine: dict[str, Any] | None = None,
+    estimate: dict[str, Any] | None = None,
+) -> Gaps:
+    """Tell the family's part of the gap between bound and evidence from the encoder's.
+
+    The search for the best q starts at the encoder's answer, so that it finds a maximum near it. Where it stops early the
+    amortisation gap comes out too small and the approximation gap too large by as much; where the evidence is a bound that
+    is not tight, the approximation gap is too small. An approximation gap below 0 says one of both.
+
+    Args:
+        vae: a model with its guide.
+        data: n rows.
+        method: of `posterior`, how a row's best q is found: "svi" in the mean-field family, "flow" in a richer one.
+        evidence: of `log_evidence`, how log p(x) is estimated.
+        num_draws: for each of the bounds and, where `estimate` does not say, for the evidence of "iwae" and "psis".
+        seed: of the noise.
+        refine: further options of `posterior`.
+        estimate: further options of `log_evidence`.
+
+    Returns: `Gaps`.
+
+    Raises: OptionError, ProgramError, DataError as those do.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> found = gaps(PPCA(2).fit(x), x[:3])  # the guide is exact
+        >>> bool(max(abs(found.approximation).max(), abs(found.amortization).max()) < 1e-3)
+        True
+    """
+    options = {} if evidence == "ais" else {"num_draws": num_draws}
+    found = log_evidence(vae, data, evidence, seed=seed, **(options | (estimate or {})))
+    best = _bound(posterior(vae, data, method, num_draws=num_draws, seed=seed, **(refine or {})).log_weight)
+    own = _bound(draws(vae, data, num_draws, seed=seed).log_weight)
+    return Gaps(
+        found.log_p - best[0],
+        best[0] - own[0],
+        np.hypot(found.mcse, best[1]),
+        np.hypot(best[1], own[1]),
+        found,
+    )
+
+
+def _bound(log_weight: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of log weights (S, n) and its standard error, (n,) each."""
+    values = log_weight.T.contiguous().cpu().numpy()
+    return values.mean(1), values.std(1, ddof=1) / np.sqrt(values.shape[1])
