@@ -34,6 +34,11 @@ class MonteCarloEM(TensorELBO):
         self.u = torch.zeros(particles, 0, 0)
         self.log_step, self.visits = torch.zeros(0), torch.zeros(0, dtype=torch.long)
 
+    @property
+    def evaluations(self) -> float:
+        """Gradients taken a row and step: of the weights, and those of the chains that are due."""
+        return self.num_particles * (1 + (self.leapfrogs + 1) / self.updates)
+
     def at(self, numbers: Tensor, keys: Tensor) -> None:
         super().at(numbers, keys)
         self.numbers = numbers

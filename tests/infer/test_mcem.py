@@ -47,6 +47,7 @@ def test_chains_go_on(rows):
             places.append(elbo.u[:, 10:30].clone())
     moved = [bool((a != b).any()) for a, b in zip(places, places[1:])]
     assert moved == [step % 3 == 2 for step in range(59)]
+    assert elbo.evaluations == 200 * (1 + 4 / 3)  # three leapfrogs and the start, every third step
     assert elbo.visits[:10].sum() == 0 and (elbo.visits[10:30] == 60).all()
     q = exact.posterior(rows[10:30])
     z = torch.cat(places[30::3])  # ten draws of each; chains are independent of each other, a chain's draws nearly so
