@@ -265,7 +265,8 @@ def _fitted(task: Task, vae: Any) -> Cell:
         bound, k_hat, active = np.full_like(bound, np.nan), np.full_like(k_hat, np.nan), None
     pointwise = {"log_p": found.log_p, "mcse": found.mcse, "doubtful": found.doubtful, "bound": bound, "k_hat": k_hat}
     as_doubles = {name: np.asarray(values, np.float64) for name, values in pointwise.items()}
-    return Cell(name, seed, figures | {"active": active, "latent": latent}, as_doubles)
+    figures |= {"active": active, "latent": latent, "mcse": found.mean_mcse}
+    return Cell(name, seed, figures, as_doubles)
 
 
 def _trains_guide(candidate: Candidate) -> bool:
@@ -285,7 +286,8 @@ def _own(method: str) -> Callable[..., Evidence]:
     """An estimate of `log_evidence` from the model as it is."""
 
     def estimate(vae: Any, shared: Shared, seed: int, options: dict[str, Any]) -> Evidence:
-        return log_evidence(vae, shared.test, method, seed=seed, **options)
+        test = getattr(shared.test, "x", shared.test)  # whoever simulated these rows, other models are asked too
+        return log_evidence(vae, test, method, seed=seed, **options)
 
     return estimate
 
@@ -319,13 +321,23 @@ def under_posterior(
     method, options = _named("posterior", posterior)
     if method == "amortized":  # some rows at a time
         parts = each_block(vae, batch, num_draws, seed, _read)
+        worth: Any = num_draws
     else:
-        parts = [_read(draw(vae, data, method, num_draws, seed, **options))]
+        drawn = draw(vae, data, method, num_draws, seed, **options)
+        parts, worth = [_read(drawn)], _independent(drawn, num_draws)
     bound, k_hat, mean, variance = (torch.cat(column) for column in zip(*parts))
-    moved = activity(mean, variance, num_draws, prior_variance(vae, batch, seed)).values
+    moved = activity(mean, variance, worth, prior_variance(vae, batch, seed)).values
     if facts(vae, batch).point:
         bound, k_hat = torch.full_like(bound, torch.nan), torch.full_like(k_hat, torch.nan)
     return bound.cpu().numpy(), k_hat.cpu().numpy(), int((moved > ACTIVE).sum()), len(moved)
+
+
+def _independent(drawn: Draws, num_draws: int) -> Any:
+    """How many independent draws of z these are worth: of chains by latent (n, k), of resampled ones by row (n, 1)."""
+    ess = drawn.stats.get("ess")
+    if ess is None:
+        return num_draws
+    return torch.as_tensor(ess.reshape(len(ess), -1)).clamp(min=1, max=num_draws)
 
 
 def _read(block: Draws) -> tuple[torch.Tensor, ...]:

@@ -21,7 +21,19 @@ OF_ROWS = ("evidence", "se", "mcse", "doubtful", "bound", "gap", "bad_k")
 OF_FIT = ("active", "latent", "seconds", "gradients", "epochs", "stopped")
 MEANS = ("doubtful", "bound", "gap", "bad_k", "active", "latent", "seconds", "gradients", "epochs")
 """Columns of `cells` of which the table has means over seeds."""
-SHOWN = ("evidence", "se", "sd_seeds", "mcse", "difference", "difference_se", "bound", "gap", "bad_k", "active")
+SHOWN = (
+    "evidence",
+    "se",
+    "sd_seeds",
+    "mcse",
+    "doubtful",
+    "difference",
+    "difference_se",
+    "bound",
+    "gap",
+    "bad_k",
+    "active",
+)
 
 
 class Comparison:
@@ -33,11 +45,12 @@ class Comparison:
 
     Attributes:
         cells: a data frame, a row for each candidate and seed.
-            evidence: mean over rows of log p(x); se: its standard error over rows, in which mcse is contained; mcse: its
-            Monte Carlo error; doubtful: share of rows whose evidence should not be trusted;
-            bound: mean ELBO of the candidate's posterior; gap: evidence - bound, the mean of KL(q(z|x) || p(z|x)); bad_k:
-            share of rows whose weights under that posterior have a bad Pareto k-hat, NaN of fewer than 1000 draws; active:
-            latent units in use, of `latent`;
+            evidence: mean over rows of log p(x); se: its standard error over rows; mcse: its Monte Carlo error, also
+            that which rows share, such as draws of uncertain weights, and which se does not see; doubtful: share of
+            rows whose evidence should not be trusted; bound: mean ELBO of the candidate's posterior; gap: evidence -
+            bound, the mean of KL(q(z|x) || p(z|x)), with uncertain weights also what the log of a mean over these
+            gains; bad_k: share of rows whose weights under that posterior have a bad Pareto k-hat, NaN of fewer than
+            1000 draws; active: latent units in use, of `latent`;
             seconds, gradients (rows times draws) and epochs of the fit, and why it stopped; error: why the cell failed.
         table: a data frame, a row for each candidate, the best first; of the seeds whose cells did not fail.
             evidence: mean over seeds, with its se over rows and its mcse; sd_seeds: standard deviation over seeds of one
@@ -192,7 +205,7 @@ def _figures(cell: Cell) -> dict[str, Any]:
         figures |= {
             "evidence": rows["log_p"].mean(),
             "se": _se(rows["log_p"]),
-            "mcse": math.sqrt((rows["mcse"] ** 2).sum()) / len(rows["mcse"]),
+            "mcse": cell.figures.get("mcse", math.nan),
             "doubtful": rows["doubtful"].mean(),
             "bound": rows["bound"].mean(),
             "gap": (rows["log_p"] - rows["bound"]).mean(),

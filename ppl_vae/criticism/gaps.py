@@ -41,7 +41,8 @@ def gaps(
 
     The search for the best q starts at the encoder's answer, so that it finds a maximum near it. Where it stops early the
     amortisation gap comes out too small and the approximation gap too large by as much; where the evidence is a bound that
-    is not tight, the approximation gap is too small. An approximation gap below 0 says one of both.
+    is not tight, the approximation gap is too small. An approximation gap below 0 says one of both. With
+    uncertain weights it also holds what the log of a mean over these gains over the mean of the log.
 
     Args:
         vae: a model with its guide.

@@ -102,18 +102,19 @@ def prior_variance(vae: Any, batch: Batch, seed: int = 0) -> Tensor:
         return simulate(vae, SIMULATED, seed, batch.rows(many)).sites["z"][0].double().var(0)
 
 
-def activity(mean: Tensor, variance: Tensor, num_draws: int, scale: Tensor) -> Estimate:
+def activity(mean: Tensor, variance: Tensor, num_draws: int | Tensor, scale: Tensor) -> Estimate:
     """Variance over rows of E_q[z_j], in prior variances (Burda et al. 2016), (k,).
 
-    Means over draws scatter more than the means that they estimate: that part is taken off, which leaves no bias.
+    Means over draws scatter more than the means that they estimate: that part is taken off, which leaves no bias where
+    the number of independent draws is right.
 
     Args:
         mean: over S draws, (n, k).
         variance: over the same draws, (n, k).
-        num_draws: S.
+        num_draws: S, or how many independent draws they are worth, (k,) or (n, k).
         scale: the prior's variance, (k,).
     """
-    noise = variance.mean(0) / num_draws
+    noise = (variance / num_draws).mean(0)
     found = mean.var(0) - noise
     error = ((4 * found.clamp(min=0) * noise + 2 * noise**2) / len(mean)).sqrt()
     return Estimate(found / scale, error / scale)

@@ -24,7 +24,7 @@ NOISY = 0.5
 
 @dataclass(frozen=True, repr=False)
 class Evidence:
-    """Estimates of log p(x) for n rows, in nats of the data in its own units; each from below on average.
+    """Estimates of log p(x) for n rows, in nats of the data in its own units; "iwae" and "ais" from below on average.
 
     Attributes:
         log_p: (n,).
@@ -35,6 +35,8 @@ class Evidence:
         upper: (n,) estimates from above on average (bidirectional Monte Carlo), of simulated rows under "ais", else None.
         method: "iwae", "psis" or "ais".
         num_draws: draws or chains a row.
+        mean_mcse: Monte Carlo standard error of the mean of `log_p`, also where rows share what was drawn: equal rows their
+            noise, all rows a draw of uncertain weights.
     """
 
     log_p: np.ndarray
@@ -43,12 +45,14 @@ class Evidence:
     ess: np.ndarray
     method: str
     num_draws: int
+    mean_mcse: float
     upper: np.ndarray | None = None
 
     @property
     def doubtful(self) -> np.ndarray:
         """(n,) of bool: rows whose number should not be trusted, by k-hat, or by the standard error where there is none."""
-        return np.where(np.isnan(self.k_hat), self.mcse > NOISY, self.k_hat > threshold(max(self.num_draws, 11)))
+        bad = np.where(np.isnan(self.k_hat), self.mcse > NOISY, self.k_hat > threshold(max(self.num_draws, 11)))
+        return bad | ~np.isfinite(self.log_p)
 
     @property
     def verdict(self) -> str:
@@ -67,8 +71,8 @@ class Evidence:
         return f"{text}; do not trust {bad} of {n} rows: a few draws carry them, and log p(x) is likely higher."
 
     def __repr__(self) -> str:
-        mean, error = self.log_p.mean(), math.sqrt((self.mcse**2).sum()) / len(self.mcse)
-        return f"Evidence({self.method} of {len(self.log_p)} rows, mean {mean:.4f} (mcse {error:.4f}); {self.verdict})"
+        mean = f"mean {self.log_p.mean():.4f} (mcse {self.mean_mcse:.4f})"
+        return f"Evidence({self.method} of {len(self.log_p)} rows, {mean}; {self.verdict})"
 
 
 def log_evidence(
@@ -85,7 +89,8 @@ def log_evidence(
 
     Args:
         vae: a model with its guide.
-        data: n rows; `Simulated` ones bring the z that made them, and "ais" then bounds log p(x) from above too.
+        data: n rows; those that this very model simulated (`generate`) bring the z that made them, and "ais" then bounds
+            log p(x) from above too.
         method: "iwae", the log of the mean of weights p(x,z)/q(z|x) (Burda et al. 2016); "psis", the same with the largest
             weights smoothed (Vehtari et al. 2024); "ais", annealed importance sampling from the prior (Neal 2001; Wu et al.
             2017), which does not use the encoder.
@@ -118,16 +123,19 @@ def log_evidence(
     columns = estimate(vae, batch, num_draws, seed, getattr(data, "z", None), steps, leapfrogs)
     log_p, mcse, k_hat, ess = (np.concatenate([rows[i] for rows in columns]) for i in range(4))
     upper = [rows.upper for rows in columns if rows.upper is not None]
-    return Evidence(log_p, mcse, k_hat, ess, method, num_draws, np.concatenate(upper) if upper else None)
+    share = np.sum([rows.share for rows in columns], 0) / len(log_p)  # of each draw in the mean over rows
+    mean_mcse = float(share.std(ddof=1) / math.sqrt(num_draws))
+    return Evidence(log_p, mcse, k_hat, ess, method, num_draws, mean_mcse, np.concatenate(upper) if upper else None)
 
 
 class Rows(NamedTuple):
-    """The figures of some rows, each (n,)."""
+    """The figures of some rows, each (n,), and the draws' weights over their mean, summed over rows (S,)."""
 
     log_p: np.ndarray
     mcse: np.ndarray
     k_hat: np.ndarray
     ess: np.ndarray
+    share: np.ndarray
     upper: np.ndarray | None = None
 
 
@@ -161,6 +169,11 @@ def _ais(vae: Any, batch: Batch, num_draws: int, seed: int, z: Any, steps: int, 
             log_weight = ais.forward(joint.terms, joint.prior_draws(mix(keys + 3)), mix(keys + 4), path)
             upper, nothing = None, np.full(len(keys), np.nan)  # k-hat says nothing of chains
             if z is not None and not joint.shared:
+                if z.shape[-1] != joint.start.shape[-1]:
+                    raise OptionError(
+                        f"data: got simulated rows with {z.shape[-1]} latent dimensions, expected those of this very model, "
+                        f"which has {joint.start.shape[-1]}, or their .x"
+                    )
                 exact = torch.as_tensor(z[start : start + len(block.x)]).to(joint.start)
                 begin = joint.to_z.inv(exact).expand(num_draws, -1, -1)
                 upper = -_summary(-_contiguous(ais.backward(joint.terms, begin, mix(keys + 5), path)), nothing).log_p
@@ -184,4 +197,5 @@ def _summary(log_weight: np.ndarray, k_hat: np.ndarray | None = None) -> Rows:
     mean = weight.mean(0)
     error = weight.std(0, ddof=1) / np.sqrt(draws) / mean
     k_hat = k_hats(log_weight) if k_hat is None else k_hat
-    return Rows(top + np.log(mean), error, k_hat, weight.sum(0) ** 2 / (weight**2).sum(0))
+    share = (weight / mean).sum(1)
+    return Rows(top + np.log(mean), error, k_hat, weight.sum(0) ** 2 / (weight**2).sum(0), share)

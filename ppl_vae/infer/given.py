@@ -134,6 +134,8 @@ def log_marginals(
 ) -> tuple[Tensor, Tensor]:
     """log p(x_i | w_s) and its standard error, each (S, n): the log of the mean over particles of p(x, z|w) / q(z|x, w).
 
+    Of one particle the error is NaN.
+
     Each draw of w has particles of its own, so that their errors are independent between draws.
 
     Args:
@@ -150,7 +152,8 @@ def log_marginals(
         log_weight = joined(list(blocks), 1).log_weight.unflatten(0, (size, particles))
         log_mean = log_weight.logsumexp(1) - math.log(particles)
         square = (2 * (log_weight - log_mean[:, None])).exp().mean(1) - 1
-        found.append((log_mean, (square.clamp(min=0) / particles).sqrt()))
+        error = (square.clamp(min=0) / (particles - 1)).sqrt() if particles > 1 else torch.full_like(square, math.nan)
+        found.append((log_mean, error))
     log_p, error = (torch.cat(part) for part in zip(*found))
     return log_p, error
 

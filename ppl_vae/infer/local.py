@@ -43,8 +43,8 @@ def posterior(
         seed: of the noise. A row's draws do not depend on other rows, but for "nuts"; rounding, which does, may lead chains
             of "hmc" elsewhere.
         options: of "svi" and "flow": `steps` (500; 1000), `particles` (16), `lr` (0.05; 0.02); of "laplace": `steps` (300),
-            `lr` (0.05); of "sir": `candidates` (20 for each draw); of "hmc": `chains` (16), `warmup` (300), `leapfrogs` (8);
-            of "nuts": `chains` (4), `warmup` (300).
+            `lr` (0.05); of "sir": `candidates` (20 for each draw); of "hmc": `chains` (16, or fewer, of 25 draws at least),
+            `warmup` (300), `leapfrogs` (8); of "nuts": `chains` (4), `warmup` (300).
 
     Returns: `Draws`. log_q and log_weight are None for "sir", "hmc" and "nuts". Its `.stats`: "method"; by row "elbo" (n,),
         the bound of that row's own q, of "svi", "flow" and "laplace"; "k_hat" and "ess" (n,), of "sir"'s weights; "r_hat"
@@ -144,7 +144,13 @@ def _weighed(make: Callable[..., Joint], u: Tensor, log_q: Tensor) -> Draws:
 
 def _laplace(vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = 300, lr: float = 0.05) -> Draws:
     def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
-        at = mode(joint(1).terms, start(joint(STARTS))[0], steps, lr)
+        one = joint(1)
+        if one.shared:  # each draw of these has a mode of its own
+            raise OptionError(
+                f"method: got 'laplace' with the site {next(iter(one.shared))!r} that all rows share; "
+                "expected 'svi', 'flow' or 'hmc'"
+            )
+        at = mode(one.terms, start(joint(STARTS))[0], steps, lr)
         noise = normals(mix(keys + 2), num_draws, at.u, 0)
         u = at.u + torch.einsum("nij,snj->sni", at.factor, noise)
         return _weighed(joint, u, dist.MultivariateNormal(at.u, scale_tril=at.factor).log_prob(u).double())
@@ -185,11 +191,11 @@ def _hmc(
     num_draws: int,
     seed: int,
     *,
-    chains: int = 16,
+    chains: int | None = None,
     warmup: int = 300,
     leapfrogs: int = 8,
 ) -> Draws:
-    chains = min(chains, num_draws)
+    chains = min(chains or max(1, min(16, num_draws // 25)), num_draws)  # none too short to be judged
     length = ceil(num_draws / chains)
 
     def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
@@ -209,7 +215,8 @@ def _nuts(vae: Any, batch: Batch, num_draws: int, seed: int, *, chains: int = 4,
     def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
         target, found, divergences = joint(chains), [], 0
         for chain, begin in enumerate(target.to_z.inv(target.start)):
-            alone = joint(1, chain)
+            alone = joint(1)
+            alone.shared = {name: value[chain : chain + 1] for name, value in target.shared.items()}
 
             def energy(sites: dict[str, Tensor], terms: hmc.Terms = alone.terms, begin: Tensor = begin) -> Tensor:
                 log_prior, log_lik = terms(sites["u"][None].to(begin))

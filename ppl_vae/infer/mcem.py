@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.infer.elbo import TensorELBO, local, total
+from ppl_vae.infer.elbo import TensorELBO, local, shared, total
 from ppl_vae.infer.hmc import State, evaluate, transition
 from ppl_vae.infer.joint import coordinates, holding
 from ppl_vae.infer.noise import mix
@@ -46,7 +46,7 @@ class MonteCarloEM(TensorELBO):
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         z = self._drawn(model, args, kwargs)
         trace = self._run(model, {"z": z}, args, kwargs)
-        return -total(local(trace), self.num_particles).mean(0).sum()
+        return -total(local(trace), self.num_particles).mean(0).sum() - shared(trace) / self.num_particles
 
     def _run(self, model: Any, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
         plated = pyro.plate("num_particles_vectorized", self.num_particles, dim=-2)(model)

@@ -40,7 +40,8 @@ def smoothed(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights without a tail
         normalised, k_hat[heavy] = _psislw()(rows)
-    lowest = rows.argmin(1)[:, None]  # no part of the tail: it shows what was normalised away
+    # the lowest is no part of the tail: it shows what was normalised away
+    lowest = np.where(np.isfinite(rows), rows, np.inf).argmin(1)[:, None]
     constant = np.take_along_axis(rows, lowest, 1) - np.take_along_axis(normalised, lowest, 1)
     found[:, heavy] = (normalised + constant).T
     return found, k_hat

@@ -470,3 +470,7 @@ def _texts(options: type) -> dict[str, str]:
     """What the docstring of a dataclass says about each of its attributes."""
     text = inspect.getdoc(options) or ""
     return dict(re.findall(r"^    (\w+): (.*)$", text.partition("Attributes:")[2], re.MULTILINE))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -127,7 +127,7 @@ def test_a_cell_is_what_its_parts_give_alone() -> None:
         line = found.table.loc[f"q={q}"]
         assert line["bound"] == pytest.approx(bound.values.mean(), abs=1e-6)
         assert line["gap"] == pytest.approx(alone.log_p.mean() - bound.values.mean(), abs=1e-6)
-        assert line["mcse"] == pytest.approx(np.sqrt((alone.mcse**2).sum()) / len(TEST))
+        assert line["mcse"] == alone.mean_mcse
         assert abs(line["evidence"] - exact[q].mean()) < 5 * line["mcse"]
         assert line["bad_k"] == (pv.log_evidence(vae, TEST, "psis", 1000, seed=6).k_hat > threshold(1000)).mean()
     assert exact[3].mean() > exact[1].mean() + 0.3 and list(found.table.index) == ["q=3", "q=1"]
@@ -144,7 +144,8 @@ def cell(name: str, seed: int, log_p: Any, **changed: Any) -> Cell:
     log_p = np.asarray(log_p, float)
     zeros = np.zeros(len(log_p))
     pointwise = {"log_p": log_p, "mcse": zeros, "doubtful": zeros, "bound": log_p - 1, "k_hat": zeros}
-    return Cell(name, seed, {"num_draws": 1000, "seconds": 1.0}, {**pointwise, **changed})
+    mean_mcse = 0.25 if "mcse" in changed else 0.0
+    return Cell(name, seed, {"num_draws": 1000, "seconds": 1.0, "mcse": mean_mcse}, {**pointwise, **changed})
 
 
 def failed(name: str, seed: int) -> Cell:
@@ -162,7 +163,7 @@ def test_the_three_errors_by_hand() -> None:
     assert (a["evidence"], b["evidence"]) == (4, 1)
     assert a["se"] == pytest.approx(2)  # rows 2 and 6: their mean has the standard error 8^0.5 / 2^0.5
     assert a["sd_seeds"] == pytest.approx(8**0.5)  # fits of 2 and 6
-    assert a["mcse"] == pytest.approx(0.25 / 2**0.5)  # of a fit 0.5 / 2
+    assert a["mcse"] == pytest.approx(0.25 / 2**0.5)  # of a fit 0.25
     assert (b["difference"], a["difference"]) == (-3, 0)
     assert b["difference_se"] == pytest.approx(1)  # rows -2 and -4
     assert b["difference_sd"] == pytest.approx(4.5**0.5)  # fits -1.5 and -4.5
@@ -446,7 +447,7 @@ def test_a_fit_without_an_encoder_has_no_bound() -> None:
 
 def test_evidence_that_is_not_finite_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.array([-1.0, -math.inf, -2.0])
-    nothing = pv.Evidence(values, values, values, values, "iwae", 8)
+    nothing = pv.Evidence(values, values, values, values, "iwae", 8, 0.0)
     monkeypatch.setitem(compare.EVIDENCE, "iwae", lambda *args: nothing)
     found = pv.compare({"a": pv.Candidate(partial(linear, 1), epochs=1)}, TRAIN, TEST, seeds=[0], **FAST)
     assert "got -inf of test row 1" in found.cells["error"][0]

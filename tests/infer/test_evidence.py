@@ -48,6 +48,30 @@ def test_a_bad_guide_is_told(ppca):
     assert np.isnan(few.k_hat).all() and "too few" in few.verdict
 
 
+def test_the_error_of_the_mean(ppca):
+    """Equal rows have equal noise: their mean is no surer than one of them. Of different rows errors cancel."""
+    model, x = ppca
+    one = pv.log_evidence(model, x[:1], num_draws=500)
+    same = pv.log_evidence(model, np.repeat(x[:1], 9, 0), num_draws=500)
+    assert one.mean_mcse == pytest.approx(one.mcse[0]) and same.mean_mcse == pytest.approx(one.mcse[0])
+    means = [pv.log_evidence(model, x[:100], num_draws=50, seed=seed) for seed in range(100)]
+    spread = np.std([found.log_p.mean() for found in means], ddof=1)  # known to 7 %
+    assert np.mean([found.mean_mcse for found in means]) == pytest.approx(spread, rel=0.3)
+
+
+def test_the_error_of_the_mean_under_uncertain_weights():
+    x = np.random.RandomState(0).randn(60, 3)
+    vae = pv.build(x, latent=1, hidden=(), weights="normal", seed=1, scale=1.0)
+    means = [pv.log_evidence(vae, x, num_draws=200, seed=seed) for seed in range(60)]
+    spread = np.std([found.log_p.mean() for found in means], ddof=1)  # known to 9 %
+    assert np.mean([found.mean_mcse for found in means]) == pytest.approx(spread, rel=0.36)
+
+
+def test_simulated_by_another_model(ppca):
+    with pytest.raises(pv.OptionError, match="3 latent dimensions, expected those of this very model, which has 2"):
+        pv.log_evidence(pv.PPCA(2).fit(ppca[1]), pv.generate(ppca[0], 3), "ais", 4, steps=5)
+
+
 def test_equal_weights(ppca):
     exact = pv.PPCA(3).fit(ppca[1])
     found = pv.log_evidence(exact, ppca[1][:5], num_draws=1000)

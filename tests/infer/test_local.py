@@ -3,6 +3,8 @@ about a hundred runs of all of them together, were the seeds not fixed.
 """
 
 import numpy as np
+import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -115,9 +117,38 @@ def test_single_precision(method, weights):
     x = np.random.RandomState(0).randn(20, 3)
     vae = pv.build(x, latent=2, hidden=(4,), weights=weights, seed=1)
     short = {"svi": {"steps": 3}, "flow": {"steps": 3}, "laplace": {"steps": 3}, "sir": {}}
+    if (method, weights) == ("laplace", "normal"):
+        with pytest.raises(pv.OptionError, match="'laplace' with the site 'decoder"):
+            pv.posterior(vae, x[:2], method, 4)
+        return
     found = pv.posterior(vae, x[:2], method, 4, **short.get(method, {"warmup": 2, "chains": 2}))
     assert found.z.shape == (4, 2, 2) and found.z.dtype == torch.float32
     assert found.log_lik.isfinite().all() and (len(found.shared) > 0) == (weights == "normal" and method != "sir")
+
+
+@pytest.mark.parametrize("method, chains", [("hmc", 4), ("nuts", 4)])
+def test_each_chain_has_its_own_draw_of_what_all_rows_share(method, chains):
+    """x = z + w closely, so that z + w is the same in every chain although w is not."""
+    x = pd.DataFrame({"x": [1.0, 1.0, 1.0, 1.0], "g": ["a", "a", "b", "b"]})
+    vae = pv.VAE(
+        lambda x: dist.Normal(x, 0.5).to_event(1),
+        Shifted(),
+        lambda: dist.Normal(torch.zeros(1), 2.0).to_event(1),
+    )
+    vae.encoder.global_sites = lambda: pyro.sample("w", dist.Normal(torch.zeros(1), 2.0).to_event(1))
+    found = pv.posterior(vae, x[["x"]].to_numpy(), method, 40, chains=chains, warmup=60)
+    total = found.z[..., 0] + found.shared["w"].view(40, 1)
+    assert (total.view(chains, 10, 4).mean((1, 2)) - 1).abs().max() < 0.2
+    assert found.shared["w"].view(chains, 10)[:, 0].std() > 0.5
+    assert found.log_lik.min() > -10
+
+
+class Shifted(torch.nn.Module):
+    def global_sites(self):
+        return pyro.sample("w", dist.Normal(torch.zeros(1), 2.0).to_event(1))
+
+    def forward(self, z, shared):
+        return dist.Normal(z + shared, 0.1).to_event(1)
 
 
 def test_on_the_simplex():

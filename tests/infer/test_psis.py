@@ -28,6 +28,15 @@ def test_smoothing_keeps_the_level():
     assert (k_hat < threshold(4000)).all()
 
 
+def test_draws_without_weight():
+    """Some draws where the likelihood is 0: the level stays, the others are smoothed."""
+    log_weight = 0.3 * np.random.RandomState(1).randn(4000, 2)
+    log_weight[::10] = -np.inf
+    found, k_hat = smoothed(log_weight)
+    assert np.abs(np.log(np.exp(found).mean(0)) - np.log(np.exp(log_weight).mean(0))).max() < 0.001
+    assert (k_hat < threshold(4000)).all()
+
+
 def test_equal_weights_are_good():
     log_weight = np.full((1000, 3), -5.0) + 1e-7 * np.random.RandomState(0).randn(1000, 3)
     found, k_hat = smoothed(log_weight)
