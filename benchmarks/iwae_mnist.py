@@ -21,12 +21,12 @@ from cells import RESULTS, behaviour, cell, show
 import ppl_vae as pv
 
 CELLS: dict[str, dict[str, Any]] = {
-    "1": {"particles": 1, "epochs": 80},
-    "5": {"particles": 5, "epochs": 80},
-    "50": {"particles": 50, "epochs": 30},
-    "1 as 50": {"particles": 1, "epochs": 30},
-    "5 as 50": {"particles": 5, "epochs": 30},
-    "1 long": {"particles": 1, "epochs": 300},
+    "1": {"particles": 1, "epochs": 150},
+    "5": {"particles": 5, "epochs": 150},
+    "50": {"particles": 50, "epochs": 36},
+    "1 as 50": {"particles": 1, "epochs": 36},
+    "5 as 50": {"particles": 5, "epochs": 36},
+    "1 long": {"particles": 1, "epochs": 600},
 }
 MODEL = {"latent": 50, "hidden": (200, 200), "likelihood": "bernoulli", "seed": 0}
 FIT = {"batch_size": 100, "lr": 1e-3, "binarize": "stochastic", "valid": 0.0}

@@ -6,7 +6,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.criticism.simulation import CELLS, plated, replaying, sites_of
+from ppl_vae.criticism.simulation import CELLS
 from ppl_vae.data.schema import Batch
 from ppl_vae.infer.draws import (
     check,
@@ -15,10 +15,13 @@ from ppl_vae.infer.draws import (
     jacobians,
     log_densities,
     model_sites,
+    plated,
     row_keys,
+    sample_sites,
     shared_key,
     told_apart,
 )
+from ppl_vae.infer.joint import holding
 from ppl_vae.infer.noise import Keyed
 from ppl_vae.infer.scope import isolated
 
@@ -76,11 +79,9 @@ def aggregate(vae: Any, batch: Batch, num_draws: int = 1000, seed: int = 0) -> A
         keys, common = told_apart(row_keys(batch, seed)), shared_key(batch.x, seed)
         args, given = batch.arguments()
         with Keyed(keys, strict=False, shared=common):
-            guide = sites_of(poutine.trace(plated(vae.guide, draws)).get_trace(*args, **given))
+            guide = sample_sites(poutine.trace(plated(vae.guide, draws)).get_trace(*args, **given))
             values = {name: site["value"] for name, site in guide.items()}
-            log_prior = log_densities(model_sites(vae, batch, replaying(values), draws), jacobians(vae, batch), batch)[
-                0
-            ]
+            log_prior = log_densities(model_sites(vae, batch, holding(values), draws), jacobians(vae, batch), batch)[0]
         own, inside, outside = _mixture(vae, batch, guide)
         alike = _same_prior(vae, batch, guide)
     kl, low, high = own - log_prior, own - inside, own - outside
@@ -106,9 +107,9 @@ def _mixture(vae: Any, batch: Batch, guide: dict[str, Any]) -> tuple[Tensor, Ten
     for start in range(0, draws * n, size):
         values = {name: value[start : start + size] for name, value in flat.items()}
         many = len(values["z"])
-        trace = replaying({name: value.expand(many, n, *value.shape[2:]) for name, value in values.items()})
-        trace = replaying(shared, many, trace)
-        q = sites_of(poutine.trace(poutine.replay(plated(vae.guide, many), trace=trace)).get_trace(*args, **given))
+        of_rows = {name: value.expand(many, n, *value.shape[2:]) for name, value in values.items()}
+        trace = holding(of_rows | {name: value.expand(many, *value.shape[1:]) for name, value in shared.items()})
+        q = sample_sites(poutine.trace(poutine.replay(plated(vae.guide, many), trace=trace)).get_trace(*args, **given))
         terms = [site["fn"].log_prob(site["value"]).double() for site in q.values() if is_local(site)]
         log_q = sum(terms, start=torch.zeros(())).expand(many, n)
         rows = torch.arange(start, start + many, device=log_q.device)[:, None] % n
@@ -127,7 +128,7 @@ def _same_prior(vae: Any, batch: Batch, guide: dict[str, Any]) -> bool:
     for name, site in guide.items():
         value = site["value"][:1]
         first[name] = value[:, :1].expand(1, len(few.x), *value.shape[2:]) if is_local(site) else value
-    log_prior = log_densities(model_sites(vae, few, replaying(first), 1), jacobians(vae, few), few)[0]
+    log_prior = log_densities(model_sites(vae, few, holding(first), 1), jacobians(vae, few), few)[0]
     return bool(torch.allclose(log_prior, log_prior[:, :1]))
 
 

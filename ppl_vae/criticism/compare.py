@@ -18,9 +18,11 @@ from ppl_vae.criticism.comparison import Comparison
 from ppl_vae.criticism.latent import ACTIVE, activity, prior_variance
 from ppl_vae.criticism.refit import refitted
 from ppl_vae.data.schema import Schema
-from ppl_vae.errors import OptionError, PplVaeError, ProgramError, choose, first_line, whole
-from ppl_vae.infer.draws import Draws, each_block, facts, in_mode, row_keys, space, traces
+from ppl_vae.data.tables import held_by
+from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError, choose, first_line, whole
+from ppl_vae.infer.draws import Draws, each_block, facts, guided, in_mode, row_keys, space, traces
 from ppl_vae.infer.evidence import Evidence, log_evidence
+from ppl_vae.infer.local import METHODS as POSTERIORS
 from ppl_vae.infer.local import posterior as draw
 from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.psis import k_hats
@@ -41,7 +43,8 @@ class Candidate:
             an objective that trains no encoder "amortized" has none.
         fit: further options of `fit`, by name.
 
-    Raises: OptionError for an option that `fit` does not have, or that `compare` gives it.
+    Raises: OptionError for an option that `fit` does not have, or that `compare` gives it; for an unknown objective or
+        posterior.
 
     Example:
         >>> Candidate(lambda seed: None, "iwae", particles=5).fit
@@ -63,6 +66,9 @@ class Candidate:
         }
         if wrong := sorted(fit.keys() - known):
             raise OptionError(f"candidate: got the fit options {wrong}, expected some of {sorted(known)}")
+        if objective is not None:
+            chosen_objective(objective)
+        choose("posterior", _named("posterior", posterior)[0], POSTERIORS)
         self.make, self.objective, self.posterior, self.fit = make, objective, posterior, fit
 
     def __repr__(self) -> str:
@@ -110,6 +116,7 @@ def compare(
     Returns: the `Comparison`: `.table`, `.cells`, `.plot()`, `.save(folder)`.
 
     Raises:
+        DataError: rows that a candidate's model cannot read, before the first fit.
         OptionError: unknown names; candidates whose evidence is of other cells or another base measure (a density of
             `normal` against the probabilities of `poisson`).
         ModelFileError: a file of a cell in the folder that is damaged or of another origin; names it.
@@ -127,6 +134,8 @@ def compare(
     for name, candidate in candidates.items():
         if not isinstance(name, str) or not isinstance(candidate, Candidate):
             raise OptionError(f"candidates: got {name!r}: {candidate!r:.200}, expected a name and a Candidate")
+    if not isinstance(seeds, Iterable) or isinstance(seeds, str):
+        raise OptionError(f"seeds: got {seeds!r}, expected a list of them, as [0, 1, 2]")
     seeds = [whole("seeds", seed, None) for seed in seeds]
     if not seeds or len(set(seeds)) < len(seeds):
         raise OptionError(f"seeds: got {seeds}, expected one or more, each once")
@@ -140,7 +149,7 @@ def compare(
             )
         if folder is not None:
             described(_fit_options(candidate))  # refuse now what no key can be made of
-    _check_measures(candidates, seeds[0], test)
+    _check_measures(candidates, seeds[0], train, test)
     digests = [cells.data_digest(data) for data in (train, test)] if folder is not None else []
     shared = Shared(
         train, test, budget, evidence, whole("num_draws", num_draws, 2), None if folder is None else Path(folder), digests,
@@ -259,20 +268,19 @@ def _fitted(task: Task, vae: Any) -> Cell:
     bad = np.flatnonzero(~np.isfinite(found.log_p))
     if len(bad):
         raise PplVaeError(f"evidence: got {found.log_p[bad[0]]} of test row {bad[0]}, expected a finite log p(x)")
-    active: int | None
-    bound, k_hat, active, latent = under_posterior(vae, shared.test, candidate.posterior, shared.num_draws, seed)
-    if candidate.posterior == "amortized" and not _trains_guide(candidate):
-        bound, k_hat, active = np.full_like(bound, np.nan), np.full_like(k_hat, np.nan), None
+    bound, k_hat, active, latent = _own_posterior(task, vae, len(found.log_p))
     pointwise = {"log_p": found.log_p, "mcse": found.mcse, "doubtful": found.doubtful, "bound": bound, "k_hat": k_hat}
     as_doubles = {name: np.asarray(values, np.float64) for name, values in pointwise.items()}
     figures |= {"active": active, "latent": latent, "mcse": found.mean_mcse}
     return Cell(name, seed, figures, as_doubles)
 
 
-def _trains_guide(candidate: Candidate) -> bool:
-    """Whether the fit has an encoder to speak of."""
-    particles = candidate.fit.get("particles", 1)
-    return candidate.objective is None or chosen_objective(candidate.objective, particles).trains_guide
+def _own_posterior(task: Task, vae: Any, n: int) -> tuple[np.ndarray, np.ndarray, int | None, int]:
+    """As `under_posterior`; nothing is known of a guide that no fit has trained."""
+    if _named("posterior", task.candidate.posterior)[0] == "amortized" and not guided(vae):
+        k = len(prior_variance(vae, vae.batch(task.shared.test), task.seed))
+        return np.full(n, np.nan), np.full(n, np.nan), None, k
+    return under_posterior(vae, task.shared.test, task.candidate.posterior, task.shared.num_draws, task.seed)
 
 
 def _reason(error: Exception) -> str:
@@ -286,10 +294,14 @@ def _own(method: str) -> Callable[..., Evidence]:
     """An estimate of `log_evidence` from the model as it is."""
 
     def estimate(vae: Any, shared: Shared, seed: int, options: dict[str, Any]) -> Evidence:
-        test = getattr(shared.test, "x", shared.test)  # whoever simulated these rows, other models are asked too
-        return log_evidence(vae, test, method, seed=seed, **options)
+        return log_evidence(vae, _rows(shared.test), method, seed=seed, **options)
 
     return estimate
+
+
+def _rows(test: Any) -> Any:
+    """Without the z that made them: whoever simulated these rows, other models are asked too."""
+    return test if (x := held_by(test, "x")) is None else x
 
 
 def _refit(vae: Any, shared: Shared, seed: int, options: dict[str, Any]) -> Evidence:
@@ -353,13 +365,22 @@ def _read(block: Draws) -> tuple[torch.Tensor, ...]:
 # ---- what can be compared
 
 
-def _check_measures(candidates: Mapping[str, Candidate], seed: int, data: Any) -> None:
-    """Refuse candidates whose evidence is of other cells, or of another base measure, than the first one's."""
+def _check_measures(candidates: Mapping[str, Candidate], seed: int, train: Any, test: Any) -> None:
+    """Refuse data that a model cannot read, and evidence of other cells or another base measure than the first one's."""
     measures = {}
     for name, candidate in candidates.items():
         try:
-            measures[name] = measure(candidate.make(seed), data)
-        except Exception:  # it will fail in its cells, with the reason
+            vae = candidate.make(seed)
+        except Exception:  # whatever a user's function may raise; it will fail in its cells, with the reason
+            continue
+        for part, data in (("train", train), ("test", _rows(test))):
+            try:
+                vae.batch(data)
+            except PplVaeError as error:
+                raise DataError(f"candidate {name!r}, {part}: {first_line(error)}") from error
+        try:
+            measures[name] = measure(vae, test)
+        except Exception:  # as above
             continue
     for name, of in measures.items():
         first = next(iter(measures))

@@ -172,13 +172,31 @@ class Comparison:
         write_text(Path(folder) / "settings.json", to_json(self.settings))
 
     def __repr__(self) -> str:
-        """The table in short, and why cells failed."""
+        """The table in short, which of it not to trust, and why cells failed."""
         table = self.table[list(SHOWN)].rename(columns=lambda name: name.replace("difference", "diff"))
         text = table.assign(
             seconds=self.table["seconds"].map("{:.1f}".format), gradients=self.table["gradients"]
         ).to_string(float_format="{:.3f}".format, formatters={"gradients": "{:.3g}".format})
         failed = self.cells[self.cells["error"].notna()]
-        return "\n".join([text, *(f"{c.candidate}, seed {c.seed} failed: {c.error}" for c in failed.itertuples())])
+        reasons = [f"{c.candidate}, seed {c.seed} failed: {c.error}" for c in failed.itertuples()]
+        return "\n".join([text, *self.warnings, *reasons])
+
+    @property
+    def warnings(self) -> list[str]:
+        """What of the table should not be trusted, in sentences."""
+        found = []
+        for name, line in self.table.iterrows():
+            if line["doubtful"] > 0:
+                found.append(
+                    f"{name}: do not trust the log evidence of {100 * line['doubtful']:.3g} % of the rows, which is likely "
+                    "higher: a few draws carry it"
+                )
+            if line["gap"] < -3 * line["mcse"]:
+                found.append(
+                    f"{name}: log evidence {-line['gap']:.3g} nats below its bound, more than its Monte Carlo error: it is "
+                    "too low; expected more draws, or more steps of 'ais'"
+                )
+        return found
 
     def _line(self, candidate: str) -> dict[str, Any]:
         """Of one candidate: figures of the mean over its seeds."""

@@ -69,7 +69,7 @@ def diagnose(
     vae: Any,
     data: Any,
     *,
-    checks: Iterable[str] | None = None,
+    checks: str | Iterable[str] | None = None,
     num_draws: int = 1000,
     seed: int = 0,
     rows: int = 1000,
@@ -79,7 +79,7 @@ def diagnose(
     Args:
         vae: a fitted model with its guide.
         data: rows, better not those that it was fitted to: the checks of the model's predictions forgive those a little.
-        checks: names of those wanted; None: all that apply, the others saying why they do not.
+        checks: name or names of those wanted; None: all that apply, the others saying why they do not.
             "active_units", how many latent dimensions move with x (Burda et al. 2016);
             "collapse", whether z is used;
             "kl", nats of each dimension;
@@ -111,7 +111,7 @@ def diagnose(
         >>> diagnosis.table.loc[("evidence", "share of bad k-hat"), "value"].item()
         0.0
     """
-    names = list(CHECKS) if checks is None else list(checks)
+    names = list(CHECKS) if checks is None else [checks] if isinstance(checks, str) else list(checks)
     wanted = {name: choose("checks", name, CHECKS) for name in names}
     if not wanted:
         raise OptionError(f"checks: got none, expected some of {', '.join(map(repr, CHECKS))}")

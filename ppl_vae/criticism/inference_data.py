@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -20,7 +19,11 @@ from ppl_vae.infer.draws import (
     check,
     facts,
     in_mode,
+    jacobians,
     joined,
+    log_densities,
+    model_sites,
+    plated,
     row_blocks,
     row_keys,
     shared_key,
@@ -132,11 +135,11 @@ def export(
     batch = vae.batch(data)
     known = facts(vae, batch)
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
-        check(vae, batch)
+        check(vae, batch, read_guide=draws is None)
         sites, keys = sites_of(vae, batch), told_apart(row_keys(batch, seed))
         stats = {"method": "amortized"} if draws is None else {"method": "given", **draws.stats}
         if draws is not None:
-            _check(draws, batch, sites, shared)
+            _check(vae, draws, batch, sites, shared)
             draws = _whole_chains(draws)
         elif shared is not None:
             draws = draws_given(vae, batch, as_pyros(shared, sites, batch.x), keys, seed)
@@ -158,13 +161,21 @@ def export(
     return Export({name: group for name, group in found.items() if group}, _coords(of), chains, made)
 
 
-def _check(draws: Draws, batch: Batch, sites: Sites, shared: Any) -> None:
+def _check(vae: Any, draws: Draws, batch: Batch, sites: Sites, shared: Any) -> None:
     if shared is not None:
         raise OptionError("shared: got it beside draws, which have their own, expected one of the two")
     got, expected = (draws.z.shape[1], sorted(draws.shared)), (len(batch.x), sorted(sites.shared))
     if got != expected:
         raise OptionError(
             f"draws: got {got[0]} rows and the shared sites {got[1]}, expected {expected[0]} rows and {expected[1]}"
+        )
+    first = held(draws, (*sites.local, *sites.shared), slice(1), slice(None))
+    log_lik = log_densities(model_sites(vae, batch, first, 1), jacobians(vae, batch), batch)[1]
+    if other := (~torch.isclose(log_lik, draws.log_lik[:1], rtol=1e-3, atol=1e-2)).nonzero().tolist():
+        row = other[0][1]
+        raise OptionError(
+            f"draws: got log p(x|z) = {draws.log_lik[0, row]:.6g} at the first draw of row {row}, which this model puts at "
+            f"{log_lik[0, row]:.6g}; expected draws of these rows by this very model"
         )
 
 
@@ -224,7 +235,7 @@ class Source:
             for first in range(0, num_draws, AT_ONCE):
                 size = min(AT_ONCE, num_draws - first)
                 trace = held(self.draws, names, slice(first, first + size), rows)
-                program: Any = poutine.replay(pyro.plate("draws", size, dim=-2)(self.vae.model), trace=trace)
+                program: Any = poutine.replay(plated(self.vae.model, size), trace=trace)
                 with Keyed(keys[rows], first=first, strict=False, shared=shared_keys):
                     sites: Any = poutine.trace(program).get_trace(None, *masks, n=HEIGHT, **given).nodes
                 drawn = {name: sites[name]["value"].expand(size, HEIGHT, -1) for name in ("z", "x")}

@@ -184,7 +184,10 @@ def elpd(log_p: Any, mcse: Any = None, k_hat: Any = None, num_draws: int = 0, p:
     """
     import xarray as xr
 
-    values = np.asarray(log_p, dtype=float)
+    try:
+        values = np.asarray(log_p, dtype=float)
+    except (TypeError, ValueError):
+        raise OptionError(f"log_p: got a {type(log_p).__name__}, expected one number a row") from None
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise OptionError(f"log_p: got shape {values.shape}, or values that are not finite; expected one number a row")
     for name, other in (("mcse", mcse), ("k_hat", k_hat)):

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from ppl_vae.data.tables import FRAMES, frame_like, read
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.infer.draws import each_block, in_mode, likelihood_mean, shared_key
+from ppl_vae.infer.draws import believe, each_block, in_mode, likelihood_mean, shared_key
 from ppl_vae.infer.noise import Keyed
 from ppl_vae.infer.scope import isolated
 from ppl_vae.model.conditional import Encoder
@@ -32,6 +32,9 @@ class Simulated:
 
     x: Any
     z: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Simulated({len(self.z)} rows as .x, a {type(self.x).__name__}; z {self.z.shape[1:]})"
 
 
 def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
@@ -93,6 +96,7 @@ def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarr
         >>> encode(PCA(2).fit(x), x).shape
         (50, 2)
     """
+    believe(vae)
     batch = vae.batch(data)
     args, given = batch.arguments()
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):

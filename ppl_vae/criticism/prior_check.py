@@ -5,13 +5,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from pyro import poutine
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.infer.draws import in_mode
+from ppl_vae.infer.draws import in_mode, plated
 from ppl_vae.infer.scope import isolated
 
 RANGE = (0.05, 0.95)
@@ -84,7 +83,7 @@ def prior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0) -> Any:
     def drawn() -> Iterator[torch.Tensor]:
         at_once = max(1, CELLS // batch.x.numel())
         for start in range(0, n, at_once):
-            model: Any = pyro.plate("draws", min(at_once, n - start), dim=-2)(vae.model)
+            model = plated(vae.model, min(at_once, n - start))
             try:
                 sites = poutine.trace(model).get_trace(None, *args[1:], n=rows, **given).nodes
             except NotImplementedError as error:

@@ -8,11 +8,23 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ppl_vae.criticism.simulation import CELLS, pattern, plated, replaying, simulate, sites_of
+from ppl_vae.criticism.simulation import CELLS, pattern, simulate
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer import noise
-from ppl_vae.infer.draws import check, facts, in_mode, jacobians, log_densities, model_sites, row_keys, told_apart
+from ppl_vae.infer.draws import (
+    check,
+    facts,
+    in_mode,
+    jacobians,
+    log_densities,
+    model_sites,
+    plated,
+    row_keys,
+    sample_sites,
+    told_apart,
+)
+from ppl_vae.infer.joint import holding
 from ppl_vae.infer.noise import Keyed
 from ppl_vae.infer.scope import isolated
 
@@ -165,10 +177,10 @@ def _quantities(
     """What is ranked, (L + 1, n, k + 1) float64: of the truth, then of L draws."""
     args, given = batch.arguments()
     with Keyed(keys, strict=False):
-        guide = plated(poutine.replay(vae.guide, trace=replaying(shared, num_draws)), num_draws)
-        drawn = sites_of(poutine.trace(guide).get_trace(*args, **given))
+        guide = plated(poutine.replay(vae.guide, trace=holding(shared, num_draws)), num_draws)
+        drawn = sample_sites(poutine.trace(guide).get_trace(*args, **given))
         sites = {name: torch.cat([value, drawn[name]["value"]]) for name, value in truth.items() if name in drawn}
-        values = replaying({**sites, **{name: v.expand(num_draws + 1, *v.shape[1:]) for name, v in shared.items()}})
+        values = holding({**sites, **{name: v.expand(num_draws + 1, *v.shape[1:]) for name, v in shared.items()}})
         model = model_sites(vae, batch, values, num_draws + 1)
     log_lik = log_densities(model, jacobians(vae, batch), batch)[1]
     return torch.cat([sites["z"].double(), log_lik[..., None]], -1)

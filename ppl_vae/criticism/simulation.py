@@ -3,16 +3,15 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError
 from ppl_vae.infer import noise
-from ppl_vae.infer.draws import is_local, row_keys, shared_key, told_apart
+from ppl_vae.infer.draws import is_local, plated, row_keys, sample_sites, shared_key, told_apart
+from ppl_vae.infer.joint import holding
 from ppl_vae.infer.noise import Keyed
 
 CELLS = 2**22
@@ -33,27 +32,6 @@ class Simulation(NamedTuple):
     batch: Batch
     sites: dict[str, Tensor]
     shared: dict[str, Tensor]
-
-
-def replaying(
-    values: dict[str, Tensor], num_draws: int | None = None, trace: poutine.Trace | None = None
-) -> poutine.Trace:
-    """A trace to replay these values from, each of one draw expanded to `num_draws`; `trace` with them, if it is given."""
-    trace = trace or poutine.Trace()
-    for name, value in values.items():
-        value = value if num_draws is None else value.expand(num_draws, *value.shape[1:])
-        trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
-    return trace
-
-
-def sites_of(trace: Any) -> dict[str, Any]:
-    """The sample sites of a trace, by name."""
-    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
-
-
-def plated(program: Any, num_draws: int) -> Any:
-    """A program under a plate of draws."""
-    return pyro.plate("draws", num_draws, dim=-2)(program)
 
 
 def pattern(vae: Any, n: int, given: Any) -> Batch | None:
@@ -87,10 +65,10 @@ def simulate(vae: Any, n: int, seed: int, like: Batch | None = None, fitted: boo
     keys, common = noise.step_keys(torch.arange(n, device=device), seed, STREAM), shared_key(like.x, seed)
 
     def run(shared: dict[str, Tensor]) -> dict[str, Any]:
-        model = plated(poutine.replay(vae.model, trace=replaying(shared)), 1)
+        model = plated(poutine.replay(vae.model, trace=holding(shared)), 1)
         args = () if like.mask is None else (None, like.mask)
         with Keyed(keys, strict=False, shared=common):
-            return sites_of(poutine.trace(model).get_trace(*args, n=n, **given))
+            return sample_sites(poutine.trace(model).get_trace(*args, n=n, **given))
 
     try:
         model = run({})
@@ -102,7 +80,7 @@ def simulate(vae: Any, n: int, seed: int, like: Batch | None = None, fitted: boo
         few = like._replace(x=x, label=None).rows(slice(2))
         args, given_few = few.arguments()
         with Keyed(row_keys(few, seed), strict=False, shared=common):
-            guide = sites_of(poutine.trace(plated(vae.guide, 1)).get_trace(*args, **given_few))
+            guide = sample_sites(poutine.trace(plated(vae.guide, 1)).get_trace(*args, **given_few))
         shared = {name: site["value"] for name, site in guide.items() if not is_local(site)}
         model = run(shared)
         x = model["x"]["value"].reshape(n, -1)
@@ -136,12 +114,12 @@ def replicates(vae: Any, batch: Batch, num_draws: int, seed: int, new: bool) -> 
     for first in range(0, num_draws, height):
         size = min(height, num_draws - first)
         with Keyed(keys, first=first, strict=False, shared=common):
-            guide = sites_of(poutine.trace(plated(vae.guide, size)).get_trace(*args, **given))
-        kept = replaying({name: site["value"] for name, site in guide.items() if not (new and is_local(site))})
+            guide = sample_sites(poutine.trace(plated(vae.guide, size)).get_trace(*args, **given))
+        kept = holding({name: site["value"] for name, site in guide.items() if not (new and is_local(site))})
         with Keyed(keys, first=first, strict=False, shared=common):
             model = plated(poutine.replay(vae.model, trace=kept), size)
             try:
-                sites = sites_of(poutine.trace(model).get_trace(None, *args[1:], n=n, **beside))
+                sites = sample_sites(poutine.trace(model).get_trace(None, *args[1:], n=n, **beside))
             except NotImplementedError as error:
                 raise OptionError("got an improper prior, which cannot be sampled; expected a proper one") from error
         yield sites["x"]["value"].expand(size, n, d)

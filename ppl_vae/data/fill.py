@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppl_vae.data.tables import read, read_csv
+from ppl_vae.data.tables import held_by, read, read_csv
 
 Cells = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Of each column to be filled: rows (m,), and own values (m,)."""
@@ -37,8 +37,7 @@ def filled(data: Any, cells: Cells, names: Sequence[str] | None = None) -> Any:
         data = _opened(Path(data))
     table = read(data)
     place = {name: j for j, name in enumerate(table.names if names is None else names)}
-    if hasattr(data, "x") and not hasattr(data, "columns"):
-        data = data.x
+    data = data if (x := held_by(data, "x")) is None else x
     return FILLERS[table.kind](data, {place[name]: cell for name, cell in cells.items()})
 
 

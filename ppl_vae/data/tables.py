@@ -89,6 +89,11 @@ def read(data: Any) -> Table:
     raise DataError(f"data: got {type(data).__name__}, expected {ACCEPTED}")
 
 
+def held_by(data: Any, name: str) -> Any:
+    """What an object that holds data has under a name, None where it has nothing; a frame's columns are not meant."""
+    return None if _frame_kind(data) else getattr(data, name, None)
+
+
 def read_csv(path: str | os.PathLike[str], *, missing: Sequence[str] = (), names: Sequence[str] | None = None) -> Any:
     """Read a CSV file, packed by gzip or not, as a pandas DataFrame; blanks before a value are dropped.
 

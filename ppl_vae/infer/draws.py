@@ -50,6 +50,13 @@ class Draws(NamedTuple):
     shared: dict[str, Tensor] = {}  # noqa: RUF012
     stats: dict[str, Any] = {}  # noqa: RUF012
 
+    def __repr__(self) -> str:
+        method = f", by {self.stats['method']!r}" if "method" in self.stats else ""
+        shared = f", with {', '.join(self.shared)} of all rows" if self.shared else ""
+        return (
+            f"Draws({self.z.shape[0]} of each of {self.z.shape[1]} rows, z {tuple(self.z.shape[2:])}{shared}{method})"
+        )
+
 
 def draws(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Draws:
     """Draw z from the guide for every row, and weigh each draw by model and guide.
@@ -277,19 +284,25 @@ def traces(
 def programs(vae: Any, batch: Batch, num_draws: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """As `traces`, by the noise that the handlers around it give."""
     args, given = batch.arguments()
-    guide = poutine.trace(pyro.plate("draws", num_draws, dim=-2)(vae.guide)).get_trace(*args, **given)
-    return _sites(guide), model_sites(vae, batch, guide, num_draws)
+    guide = poutine.trace(plated(vae.guide, num_draws)).get_trace(*args, **given)
+    return sample_sites(guide), model_sites(vae, batch, guide, num_draws)
 
 
 def model_sites(vae: Any, batch: Batch, guide: Any, num_draws: int, enumerate: bool = True) -> dict[str, Any]:
     """The model's sites at the values of a trace with S draws; discrete ones of its own are summed out, or drawn."""
     args, given = batch.arguments()
-    model = poutine.replay(pyro.plate("draws", num_draws, dim=-2)(vae.model), trace=guide)
+    model = poutine.replay(plated(vae.model, num_draws), trace=guide)
     model = poutine.enum(model, first_available_dim=-3) if enumerate else model
-    return _sites(poutine.trace(model).get_trace(*args, **given))
+    return sample_sites(poutine.trace(model).get_trace(*args, **given))
 
 
-def _sites(trace: Any) -> dict[str, Any]:
+def plated(program: Any, num_draws: int) -> Any:
+    """A program under a plate of draws."""
+    return pyro.plate("draws", num_draws, dim=-2)(program)
+
+
+def sample_sites(trace: Any) -> dict[str, Any]:
+    """The sample sites of a trace, by name."""
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
 
 
@@ -359,11 +372,33 @@ def facts(vae: Any, batch: Batch) -> Facts:
     )
 
 
-def check(vae: Any, batch: Batch, strict: bool = True) -> None:
+def guided(vae: Any) -> bool:
+    """Whether the guide has any part in what was fitted: not after Monte Carlo EM alone."""
+    return int(getattr(vae, "guide_steps", 1)) > 0 or int(getattr(vae, "steps", 0)) == 0
+
+
+def believe(vae: Any) -> None:
+    """Refuse to take a guide's word that no fit has trained, where others were fitted.
+
+    Raises: ProgramError.
+    """
+    if not guided(vae):
+        raise ProgramError(
+            "guide: got one that no fit has trained, such as 'mcem' leaves; expected what does without it, such as "
+            "posterior(vae, data, 'hmc') and log_evidence(vae, data, 'ais'), or a guide fitted afterwards (`refitted`)"
+        )
+
+
+def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) -> None:
     """Run the programs on two rows, and refuse rows outside the likelihood's support.
+
+    Args:
+        read_guide: whether the guide's answer will be believed; else it is no more than a place to start at.
 
     Raises: ProgramError naming the site, DataError naming the first column at fault.
     """
+    if read_guide:
+        believe(vae)
     few = batch.rows(slice(2))
     n, keys = len(few.x), row_keys(few, 0)
     try:

@@ -42,6 +42,8 @@ class Ensemble(nn.Module):
 
     def __init__(self, members: Sequence[Any]) -> None:
         super().__init__()
+        if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
+            raise OptionError(f"members: got one {type(members).__name__}, expected a list of fitted models")
         members = list(members)
         for number, member in enumerate(members):
             if isinstance(member, Ensemble) or not isinstance(member, nn.Module) or not hasattr(member, "guide"):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.data.schema import Batch
+from ppl_vae.data.tables import held_by
 from ppl_vae.errors import OptionError, choose, whole
 from ppl_vae.infer import ais
 from ppl_vae.infer.draws import Draws, check, each_block, facts, in_mode, row_keys, shared_key
@@ -61,7 +62,9 @@ class Evidence:
         if self.method == "ais":
             text = "AIS: k-hat does not apply"
             if self.upper is not None:
-                text += f"; the bounds from above are {np.mean(self.upper - self.log_p):.3f} nats higher on average"
+                above = self.upper - self.log_p
+                error = above.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+                text += f"; estimates from above less these are {above.mean():.3f} nats on average (se {error:.3f})"
         elif self.num_draws < FEWEST:
             text = f"{self.num_draws} draws are too few for k-hat, which wants {FEWEST}"
         else:
@@ -82,8 +85,8 @@ def log_evidence(
     num_draws: int | None = None,
     seed: int = 0,
     *,
-    steps: int = 500,
-    leapfrogs: int = 5,
+    steps: int | None = None,
+    leapfrogs: int | None = None,
 ) -> Evidence:
     """Estimate log p(x) of every row at the fitted weights; with sites that all rows share, the log of its mean over them.
 
@@ -97,8 +100,8 @@ def log_evidence(
         num_draws: draws a row, of "ais" chains; None: 5000, and 16 chains.
         seed: of the noise. A row's estimate does not depend on other rows; rounding, which does, may lead chains of "ais"
             elsewhere.
-        steps: temperatures of "ais", over which its cost grows and its error falls.
-        leapfrogs: HMC steps at each of them.
+        steps: temperatures of "ais", over which its cost grows and its error falls; None: 500.
+        leapfrogs: HMC steps at each of them; None: 5.
 
     Returns: `Evidence`; print it for a verdict.
 
@@ -114,13 +117,16 @@ def log_evidence(
     """
     estimate = choose("method", method, METHODS)
     num_draws = whole("num_draws", num_draws if num_draws is not None else DEFAULT.get(method, 5000), 2)
-    whole("steps", steps), whole("leapfrogs", leapfrogs)
+    path = {"steps": steps, "leapfrogs": leapfrogs}
+    if method != "ais" and (given := [name for name, value in path.items() if value is not None]):
+        raise OptionError(f"{given[0]}: got {path[given[0]]!r} with {method!r}, expected it with 'ais' alone")
+    lengths = [whole(name, PATH[name] if value is None else value) for name, value in path.items()]
     batch = vae.batch(data)
     known = facts(vae, batch)
     if not known.proper or (known.point and method != "ais"):
         what = "a point posterior" if known.proper else "an improper prior"
         raise OptionError(f"method: got {method!r} for {what}, expected programs whose log p(x) it can estimate")
-    columns = estimate(vae, batch, num_draws, seed, getattr(data, "z", None), steps, leapfrogs)
+    columns = estimate(vae, batch, num_draws, seed, held_by(data, "z"), *lengths)
     log_p, mcse, k_hat, ess = (np.concatenate([rows[i] for rows in columns]) for i in range(4))
     upper = [rows.upper for rows in columns if rows.upper is not None]
     share = np.sum([rows.share for rows in columns], 0) / len(log_p)  # of each draw in the mean over rows
@@ -159,7 +165,7 @@ def _psis(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> li
 
 def _ais(vae: Any, batch: Batch, num_draws: int, seed: int, z: Any, steps: int, leapfrogs: int) -> list[Rows]:
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
-        check(vae, batch)
+        check(vae, batch, read_guide=False)
         found = []
         for start, block in blocks(batch, num_draws):
             keys, shared = row_keys(block, seed), shared_key(block.x, seed)
@@ -183,6 +189,7 @@ def _ais(vae: Any, batch: Batch, num_draws: int, seed: int, z: Any, steps: int, 
 
 METHODS: dict[str, Callable[..., list[Rows]]] = {"iwae": _iwae, "psis": _psis, "ais": _ais}
 DEFAULT = {"ais": 16}
+PATH = {"steps": 500, "leapfrogs": 5}
 
 
 def _contiguous(log_weight: Tensor) -> np.ndarray:

@@ -94,7 +94,7 @@ def gradients(
     try:
         with isolated(vae, seed), warnings.catch_warnings(), in_mode(vae, training=True):
             warnings.filterwarnings("ignore", ".* because requires_grad=False")  # Pyro's, of parameters that are frozen
-            check(vae, batch, strict=False)
+            check(vae, batch, strict=False, read_guide=False)
             target = fitting(target, objective, facts(vae, batch))
             guide = config_enumerate(vae.guide) if target.enumerates else vae.guide
             elbo: Any = target.make(particles)

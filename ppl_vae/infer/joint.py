@@ -100,9 +100,10 @@ def coordinates(support: Any) -> Any:
     return biject_to(support.base_constraint if type(support).__name__ == "MixtureSameFamilyConstraint" else support)
 
 
-def holding(values: dict[str, Tensor]) -> poutine.Trace:
-    """A trace that holds sites at these values."""
+def holding(values: dict[str, Tensor], num_draws: int | None = None) -> poutine.Trace:
+    """A trace that holds sites at these values, each of one draw expanded to `num_draws`."""
     trace = poutine.Trace()
     for name, value in values.items():
+        value = value if num_draws is None else value.expand(num_draws, *value.shape[1:])
         trace.add_node(name, name=name, type="sample", value=value, is_observed=False, infer={})
     return trace

@@ -47,7 +47,8 @@ def posterior(
             `warmup` (300), `leapfrogs` (8); of "nuts": `chains` (4), `warmup` (300).
 
     Returns: `Draws`. log_q and log_weight are None for "sir", "hmc" and "nuts". Its `.stats`: "method"; by row "elbo" (n,),
-        the bound of that row's own q, of "svi", "flow" and "laplace"; "k_hat" and "ess" (n,), of "sir"'s weights; "r_hat"
+        the bound of that row's own q, of "svi", "flow" and "laplace", and "k_hat" (n,) of its weights; "k_hat" and "ess"
+        (n,), of "sir"'s weights; "r_hat"
         and "ess" (n, k), "divergences" and "accept" (n,) of "hmc"; and "chains", how many there are, one after another.
 
     Raises: OptionError; ProgramError where z cannot be moved; DataError.
@@ -85,7 +86,7 @@ def _by_block(
 ) -> Draws:
     """`draw` for as many rows as `held` draws of each allow, given a maker of joints of S draws, and the rows' keys."""
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
-        check(vae, batch)
+        check(vae, batch, read_guide=False)
         found = []
         for _, block in blocks(batch, max(held, STARTS)):
             keys = row_keys(block, seed)
@@ -213,9 +214,8 @@ def _nuts(vae: Any, batch: Batch, num_draws: int, seed: int, *, chains: int = 4,
     length = max(ceil(num_draws / chains), 4)
 
     def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
-        target, found, divergences = joint(chains), [], 0
+        target, alone, found, divergences = joint(chains), joint(1), [], 0
         for chain, begin in enumerate(target.to_z.inv(target.start)):
-            alone = joint(1)
             alone.shared = {name: value[chain : chain + 1] for name, value in target.shared.items()}
 
             def energy(sites: dict[str, Tensor], terms: hmc.Terms = alone.terms, begin: Tensor = begin) -> Tensor:

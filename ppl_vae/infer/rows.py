@@ -39,7 +39,7 @@ class Rows:
         self.noise = torch.Generator(device=x.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
         if pixels is not as_they_are:
             refuse_first(vae, x, ~((x >= 0) & (x <= 1)), "values in [0, 1] to binarize")
-        check(vae, data._replace(x=pixels(x, self.noise)), strict=False)
+        check(vae, data._replace(x=pixels(x, self.noise)), strict=False, read_guide=False)
         order = self._permutation(len(x))
         held_out = min(ceil(valid * len(x)), len(x) - 1)
         self.train = order[held_out:]

@@ -152,6 +152,8 @@ def fit(
                 step(numbers, batch, kl_weight, history)
             seconds = time.perf_counter() - began
             vae.steps.fill_(step.number)
+            if target.trains_guide:
+                vae.guide_steps.fill_(step.number)
             history.append(
                 {
                     "epoch": epoch,

@@ -101,6 +101,7 @@ class VAE(nn.Module):
     prior: Any
     classes: Any
     steps: Tensor
+    guide_steps: Tensor
 
     def __init__(
         self, encoder: Part, decoder: Part, prior: Part, schema: Schema | None = None, classes: Any = None
@@ -112,6 +113,9 @@ class VAE(nn.Module):
         self.encoder, self.decoder, self.prior, self.classes = encoder, decoder, prior, classes
         self.schema = schema
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # of all fits so far: the key of their noise
+        self.register_buffer(
+            "guide_steps", torch.zeros((), dtype=torch.long)
+        )  # the last of them that trained the guide
         self.recipe: dict[str, Any] | None = None  # how `build` made it, in names and numbers; what `save` writes
 
     def model(

@@ -183,6 +183,8 @@ def compare(experiment: str, out: str, jobs: int, retry: bool) -> None:
     found.save(folder)
     print(found)
     print(f"wrote {folder}")
+    if found.cells["error"].notna().all():
+        raise PplVaeError(f"compare: got no cell of {len(found.cells)} that did not fail; the reasons are above")
 
 
 def diagnose(

@@ -42,7 +42,16 @@ def _from_2(content: dict[str, Any], state: State) -> tuple[dict[str, Any], Stat
     return content | {"recipe": {**recipe, "weights": "point"} if recipe["kind"] == "build" else recipe}, state
 
 
+def _from_3(content: dict[str, Any], state: State) -> tuple[dict[str, Any], State]:
+    """Version 4 counts the steps that trained the guide, which before were taken for all."""
+    return content, {**state, "guide_steps": state["steps"]}
+
+
 TYPES_1 = {"bernoulli": "boolean", "continuous_bernoulli": "unit"}
 
-MIGRATIONS: dict[int, Callable[[dict[str, Any], State], tuple[dict[str, Any], State]]] = {1: _from_1, 2: _from_2}
+MIGRATIONS: dict[int, Callable[[dict[str, Any], State], tuple[dict[str, Any], State]]] = {
+    1: _from_1,
+    2: _from_2,
+    3: _from_3,
+}
 """From each version to the next."""

@@ -22,7 +22,7 @@ from ppl_vae.model.linear import PCA, PPCA
 from ppl_vae.model.vae import VAE
 from ppl_vae.use.migrations import migrate
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KEYS = {"format_version", "versions", "recipe", "schema", "dtype", "weights", "sha256"}
 MODEL_FILE = "model.json"
 MAX_MODEL_FILE = 64 * 2**20

@@ -23,7 +23,7 @@ import ppl_vae as pv
 from ppl_vae.criticism import budget, compare
 from ppl_vae.criticism.cells import Cell, described
 from ppl_vae.criticism.refit import refitted
-from ppl_vae.errors import ModelFileError, OptionError, ProgramError
+from ppl_vae.errors import DataError, ModelFileError, OptionError, ProgramError
 from ppl_vae.infer.psis import threshold
 from ppl_vae.use.experiment import Recipe
 
@@ -174,6 +174,14 @@ def test_rows_that_cannot_be_trusted_are_counted() -> None:
     k_hat = np.array([0.66, 0.67, 0.9, -0.1])
     found = pv.Comparison([cell("a", 0, [1, 2, 3, 4], k_hat=k_hat, doubtful=np.array([0, 0, 0, 1.0]))]).table.loc["a"]
     assert (found["bad_k"], found["doubtful"]) == (0.5, 0.25) and threshold(1000) == pytest.approx(2 / 3)
+    good = cell("b", 0, [1, 2, 3, 4])
+    told = pv.Comparison([cell("a", 0, [1, 2, 3, 4], doubtful=np.array([0, 0, 0, 1.0])), good])
+    assert told.warnings == [
+        "a: do not trust the log evidence of 25 % of the rows, which is likely higher: a few draws carry it"
+    ]
+    assert told.warnings[0] in repr(told)
+    below = [cell("a", 0, [1, 2], bound=np.array([2.0, 2.0]), **more) for more in ({}, {"mcse": np.ones(2)})]
+    assert [len(pv.Comparison([one]).warnings) for one in below] == [1, 0]  # the second by its Monte Carlo error
     unknown = pv.Comparison([cell("a", 0, [1, 2], k_hat=np.array([np.nan, np.nan]))]).table.loc["a"]
     assert math.isnan(unknown["bad_k"]) and math.isnan(unknown["sd_seeds"]) and math.isnan(unknown["difference_sd"])
 
@@ -424,7 +432,10 @@ def test_the_others_go_on_where_a_cell_fails() -> None:
         "spoilt": (pv.Candidate(spoilt), "NonFiniteError: step 0"),
         "used": (pv.Candidate(used), "ProgramError: make: got a model fitted for 1 steps"),
         "short": (pv.Candidate(partial(linear, 1), particles=500), "OptionError: budget: got 2000 gradients"),
-        "unknown": (pv.Candidate(partial(linear, 1), posterior="divination"), "OptionError: method: got 'divination'"),
+        "unknown": (
+            pv.Candidate(partial(linear, 1), posterior=("svi", {"stride": 3})),
+            "OptionError: posterior: got the options",
+        ),
     }
     candidates = {name: candidate for name, (candidate, _) in reasons.items()} | {
         "good": pv.Candidate(partial(linear, 1))
@@ -437,10 +448,10 @@ def test_the_others_go_on_where_a_cell_fails() -> None:
 
 
 def test_a_fit_without_an_encoder_has_no_bound() -> None:
-    objective = pv.objectives()["elbo"]._replace(trains_guide=False)
-    candidate = pv.Candidate(partial(linear, 2), objective, epochs=1)
-    refined = pv.Candidate(partial(linear, 2), objective, "laplace", epochs=1)
-    found = pv.compare({"own": candidate, "laplace": refined}, TRAIN, TEST, seeds=[0], **FAST).table
+    candidate = pv.Candidate(partial(linear, 2), "mcem", epochs=1)
+    refined = pv.Candidate(partial(linear, 2), "mcem", "laplace", epochs=1)
+    options = {**FAST, "evidence": ("ais", {"num_draws": 4, "steps": 10})}
+    found = pv.compare({"own": candidate, "laplace": refined}, TRAIN, TEST, seeds=[0], **options).table
     assert found.loc["own", ["bound", "gap", "active"]].isna().all() and found.loc["own", "latent"] == 2
     assert found.loc["laplace", "active"] == 2 and found["evidence"]["own"] == found["evidence"]["laplace"]
 
@@ -590,7 +601,7 @@ def test_options_that_no_key_can_be_made_of(tmp_path: Path) -> None:
 
 
 def test_a_failed_cell_is_kept_until_it_is_asked_for_again(tmp_path: Path, count: Callable[[], int]) -> None:
-    candidates = {"spoilt": pv.Candidate(partial(linear, 1), posterior="divination", epochs=1)}
+    candidates = {"spoilt": pv.Candidate(partial(linear, 1), posterior=("svi", {"stride": 3}), epochs=1)}
 
     def run(**options: Any) -> int:
         assert (
@@ -662,6 +673,7 @@ def test_threads_and_generators_are_left_as_they_were() -> None:
         ({}, {}, "candidates: got {}"),
         ({"a": linear}, {}, "candidates: got 'a': <function linear"),
         ({1: pv.Candidate(broken)}, {}, "candidates: got 1"),
+        ({"a": pv.Candidate(broken)}, {"seeds": 3}, "seeds: got 3, expected a list"),
         ({"a": pv.Candidate(broken)}, {"seeds": []}, r"seeds: got \[\]"),
         ({"a": pv.Candidate(broken)}, {"seeds": [1, 1]}, r"seeds: got \[1, 1\]"),
         (
@@ -691,6 +703,18 @@ def test_wrong_options_of_a_candidate(name: str) -> None:
         pv.Candidate(broken, **{name: 1})
     with pytest.raises(OptionError, match="make: got None"):
         pv.Candidate(None)  # type: ignore[arg-type]
+
+
+def test_names_are_looked_up_before_the_first_fit() -> None:
+    with pytest.raises(OptionError, match="objective: got 'elbow', expected one of 'elbo'"):
+        pv.Candidate(broken, "elbow")
+    with pytest.raises(OptionError, match="posterior: got 'divination'"):
+        pv.Candidate(broken, posterior="divination")
+
+
+def test_rows_are_read_before_the_first_fit() -> None:
+    with pytest.raises(DataError, match=r"candidate 'a', test: .* column"):
+        pv.compare({"a": pv.Candidate(partial(linear, 1))}, TRAIN, TEST[:, 1:], **FAST)
 
 
 def test_patience_and_a_clock_do_not_go_together() -> None:

@@ -265,6 +265,8 @@ def test_chains_of_z_that_share_few_weights_have_no_log_likelihood():
 
 def test_draws_of_other_rows_or_beside_shared_ones_are_refused():
     vae = pv.build(X, latent=2, hidden=(8,))
+    with pytest.raises(pv.OptionError, match="at the first draw of row 0, which this model puts at"):
+        pv.to_arviz(vae, X[5:9], draws=pv.draws(vae, X[:4], 2))
     with pytest.raises(pv.OptionError, match="draws: got 5 rows and the shared sites"):
         pv.to_arviz(vae, X, draws=pv.draws(vae, X[:5], 3))
     with pytest.raises(pv.OptionError, match="shared: got it beside draws"):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import ppl_vae as pv
+from ppl_vae.errors import OptionError
 from ppl_vae.infer import ais, hmc
 from ppl_vae.infer.noise import mix
 
@@ -24,10 +25,10 @@ def ppca():
     return model, x
 
 
-@pytest.mark.parametrize("method, draws", [("iwae", 2000), ("psis", 2000), ("ais", 64)])
-def test_closed_form(ppca, method, draws):
+@pytest.mark.parametrize("method, draws, path", [("iwae", 2000, {}), ("psis", 2000, {}), ("ais", 64, {"steps": 60})])
+def test_closed_form(ppca, method, draws, path):
     model, x = ppca
-    found = pv.log_evidence(model, x[:100], method, draws, steps=60)
+    found = pv.log_evidence(model, x[:100], method, draws, **path)
     z = (found.log_p - model.log_prob(x[:100])) / found.mcse
     assert np.mean(np.abs(z) < 3) >= 0.98
     assert abs(z.mean()) < 4 * max(z.std(), 1) / 10 + 0.2  # a log of a mean is low by a fraction of its error
@@ -70,6 +71,22 @@ def test_the_error_of_the_mean_under_uncertain_weights():
 def test_simulated_by_another_model(ppca):
     with pytest.raises(pv.OptionError, match="3 latent dimensions, expected those of this very model, which has 2"):
         pv.log_evidence(pv.PPCA(2).fit(ppca[1]), pv.generate(ppca[0], 3), "ais", 4, steps=5)
+
+
+def test_columns_of_a_frame_are_no_latents(ppca):
+    """A frame may have a column named z: it is not where the rows came from."""
+    _, x = ppca
+    frame = pd.DataFrame(x[:20, :4], columns=["x", "y", "z", "h"])
+    model = pv.PPCA(2).fit(frame)
+    found = pv.log_evidence(model, frame, "ais", 4, steps=5)
+    assert found.upper is None and np.array_equal(
+        found.log_p, pv.log_evidence(model, frame.to_numpy(), "ais", 4, steps=5).log_p
+    )
+
+
+def test_a_path_is_of_annealing_alone(ppca):
+    with pytest.raises(OptionError, match="steps: got 50 with 'iwae'"):
+        pv.log_evidence(*ppca, "iwae", steps=50)
 
 
 def test_equal_weights(ppca):
@@ -157,11 +174,11 @@ def mixture():
     )
 
 
-@pytest.mark.parametrize("method, draws", [("iwae", 4000), ("ais", 64)])
-def test_other_priors_against_a_grid(method, draws):
+@pytest.mark.parametrize("method, draws, path", [("iwae", 4000, {}), ("ais", 64, {"steps": 100})])
+def test_other_priors_against_a_grid(method, draws, path):
     vae = pv.VAE(encoder, Given(), mixture)
     x = torch.tensor([[0.3, 0.8], [-2.0, -0.5], [1.0, 0.1]])
-    found = pv.log_evidence(vae, x.numpy(), method, draws, steps=100)
+    found = pv.log_evidence(vae, x.numpy(), method, draws, **path)
     assert (np.abs(found.log_p - integrated(mixture(), x)) < 4 * found.mcse + 0.01).all()
 
 

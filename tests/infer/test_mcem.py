@@ -32,6 +32,26 @@ def test_maximum_likelihood(rows):
     assert np.isnan(history["bound"]).all() and np.isfinite(history["objective"]).all()
 
 
+def test_the_guide_is_not_believed(rows, tmp_path):
+    """What no fit has trained answers nothing, after loading too; what does without it does."""
+    vae = model(rows)
+    assert pv.score(vae, rows).values.shape == (80,)  # before any fit it is as good as the model
+    pv.fit(vae, rows, objective="mcem", epochs=1, progress=False)
+    pv.save(vae, tmp_path)
+    for one in (vae, pv.load(tmp_path)):
+        for ask in (pv.score, pv.encode, pv.reconstruct, pv.log_evidence, pv.draws, pv.to_arviz):
+            with pytest.raises(pv.ProgramError, match="guide: got one that no fit has trained"):
+                ask(one, rows)
+        with pytest.raises(pv.ProgramError, match="no fit has trained"):
+            pv.sbc(one, 20)
+        assert np.isfinite(pv.log_evidence(one, rows[:3], "ais", 4, steps=5).log_p).all()
+        drawn = pv.posterior(one, rows[:3], "hmc", 4, warmup=5)
+        assert pv.to_arviz(one, rows[:3], draws=drawn).posterior.z.shape == (1, 4, 3, 1)
+        assert pv.generate(one, 3).x.shape == (3, 4)
+    pv.fit(vae, rows, epochs=1, progress=False)
+    assert pv.score(vae, rows).values.shape == (80,)
+
+
 def test_chains_go_on(rows):
     """A row's chains move once before every `updates` steps that meet it, by its own number, and reach p(z|x)."""
     exact = pv.PPCA(1).fit(rows)

@@ -204,15 +204,15 @@ def forge(folder: Path, **changes: Any) -> None:
 
 def test_a_newer_format_is_named(tmp_path: Path) -> None:
     pv.save(small(), tmp_path)
-    forge(tmp_path, format_version=4)
-    assert "newer format_version 4, expected at most 3; upgrade ppl_vae" in refusal(tmp_path)
+    forge(tmp_path, format_version=5)
+    assert "newer format_version 5, expected at most 4; upgrade ppl_vae" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[1, 2]", "without a format_version"),
-        ('{"format_version": 0}', "format_version 0, expected 1 to 3"),
+        ('{"format_version": 0}', "format_version 0, expected 1 to 4"),
         ('{"format_version": 1}', "got the keys"),
         ('{"format_version": 1, "format_version": 1}', "a key stands twice"),
         ("{", "not the JSON expected"),

@@ -68,6 +68,10 @@ MODELS: dict[int, dict[str, tuple[Any, Callable[[Any], Any]]]] = {
         "weights": (MIXED, lambda x: pv.build(x, likelihood="infer", covariates=["age"], weights="normal", **SMALL)),
         "ppca": (X, lambda x: pv.PPCA(2).fit(x)),
     },
+    4: {
+        "bernoulli": (BITS, lambda x: pv.build(x, likelihood="bernoulli", **SMALL)),
+        "ppca": (X, lambda x: pv.PPCA(2).fit(x)),
+    },
 }
 
 
