@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -47,7 +48,9 @@ class Weights:
     def __init__(self, model: Any, guide: Any, num_draws: int) -> None:
         self.model, self.guide = local(model), local(guide)
         self.log_p, self.log_q = total(self.model, num_draws), total(self.guide, num_draws)
-        self.score = total(self.guide, num_draws, "unscaled_log_prob")
+        for site in self.guide.values():  # of rows that count
+            site["score"] = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+        self.score = total(self.guide, num_draws, "score")
         self.shared = (shared(model) - shared(guide)) / num_draws
 
     @cached_property
@@ -62,7 +65,12 @@ class TensorELBO(ELBO):
     Args:
         particles: K draws of z a row, at once.
         place: where densities are computed: at the draws `attached`, `detached` or as a `leaf`.
+
+    Attributes:
+        traceable: whether a step of it depends on nothing but the programs, its rows and their keys, row by row.
     """
+
+    traceable = False
 
     def __init__(self, particles: int, place: Place = attached) -> None:
         super().__init__(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)

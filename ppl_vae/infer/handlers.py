@@ -1,7 +1,7 @@
 """Effect handlers for training: they stand outside the objective's own and see its sites as they pass."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from math import nan
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ppl_vae.errors import OptionError, number
 from ppl_vae.infer.elbo import TensorELBO
-from ppl_vae.infer.noise import Keyed
+from ppl_vae.infer.noise import Keyed, Request
 from ppl_vae.infer.objectives import Objective
 from ppl_vae.model.discrete import relaxed
 
@@ -26,9 +26,11 @@ def surroundings(
     numbers: Tensor,
     keys: Tensor,
     *,
-    kl_weight: float | None = None,
-    share: float = 1.0,
+    kl_weight: float | Tensor | None = None,
+    share: float | Tensor = 1.0,
     tally: "Tally | None" = None,
+    present: Tensor | None = None,
+    supply: Callable[[Request], Tensor] | None = None,
 ) -> Iterator[None]:
     """What every objective runs in: keyed noise, the weights of its terms, and who watches.
 
@@ -38,13 +40,19 @@ def surroundings(
         keys: (b,) of their noise.
         kl_weight: of the KL term; None: the objective's own at the end of a fit.
         share: of the data's rows in the batch.
+        present: (b,) of bool, rows that count; None: all.
+        supply: gives the noise that sites ask for, all of which then have to be drawn from it; None: by the keys.
     """
     if isinstance(elbo, TensorELBO):
         elbo.at(numbers, keys)
     with ExitStack() as handlers:  # outermost first: each then sees distributions that every plate has expanded
-        handlers.enter_context(Keyed(keys, strict=False, reparameterized=target.reparameterized))
+        handlers.enter_context(
+            Keyed(keys, strict=supply is not None, reparameterized=target.reparameterized, supply=supply)
+        )
         handlers.enter_context(LatentScale(target.kl_weight(1.0) if kl_weight is None else kl_weight))
         handlers.enter_context(SharedScale(share))
+        if present is not None:
+            handlers.enter_context(Present(present))
         if tally is not None:
             handlers.enter_context(tally)
         if isinstance(elbo, RenyiELBO):
@@ -113,12 +121,16 @@ class Tally(Messenger):
         if self.summed_out:
             labels = torch.stack(self.labels).mean() if self.labels else 0.0
             return {"bound": value - float(labels), "reconstruction": nan, "kl": nan}
+        return {name: float(values.mean()) for name, values in self.by_row(target).items()}
+
+    def by_row(self, target: Objective) -> dict[str, Tensor]:
+        """Of each row, (b,): the bound that the objective raises, its reconstruction and KL terms; NaN without a guide."""
         log_lik = self.total("likelihood")
         if not target.trains_guide:
-            return {"bound": nan, "reconstruction": float(log_lik.mean()), "kl": nan}
+            unknown = torch.full_like(log_lik[0], nan)
+            return {"bound": unknown, "reconstruction": log_lik.mean(0), "kl": unknown}
         kl = self.total("q") - self.total("prior")
-        bound = target.per_row_bound(log_lik - kl)
-        return {"bound": float(bound.mean()), "reconstruction": float(log_lik.mean()), "kl": float(kl.mean())}
+        return {"bound": target.per_row_bound(log_lik - kl), "reconstruction": log_lik.mean(0), "kl": kl.mean(0)}
 
 
 class RowsOnly(Messenger):
@@ -132,10 +144,22 @@ class RowsOnly(Messenger):
             )
 
 
+class Present(Messenger):
+    """Leaves out rows that only fill a batch up, in both programs."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not site_is_subsample(msg) and any(frame.name == "data" for frame in msg["cond_indep_stack"]):
+            msg["mask"] = self.rows if msg["mask"] is None else msg["mask"] & self.rows
+
+
 class SharedScale(Messenger):
     """Weighs the sites that all rows share by the share of the rows at hand, so that a sum over batches has them once."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float | Tensor) -> None:
         super().__init__()
         self.share = share
 
@@ -159,10 +183,10 @@ class Relaxed(Messenger):
 class LatentScale(Messenger):
     """Weights log p(z) and log q(z|x) in both programs. Pyro's analytic KL reads the guide's weight, so both need it."""
 
-    def __init__(self, weight: float) -> None:
+    def __init__(self, weight: float | Tensor) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.matters = weight, isinstance(weight, Tensor) or weight != 1.0
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self.weight != 1.0 and not msg["is_observed"] and not site_is_subsample(msg):
+        if self.matters and not msg["is_observed"] and not site_is_subsample(msg):
             msg["scale"] = msg["scale"] * self.weight

@@ -21,6 +21,7 @@ class History:
 
     Attributes:
         stopped: why the fit ended: "epochs" or "patience".
+        compile_seconds: that it took to compile a step; None: steps were not compiled.
         best_epoch: the epoch whose weights the model holds; None: the last.
 
     Example:
@@ -34,6 +35,7 @@ class History:
         self.epochs: list[dict[str, float]] = []
         self.stopped = "epochs"
         self.best_epoch: int | None = None
+        self.compile_seconds: float | None = None
 
     def append(self, epoch: dict[str, float]) -> None:
         """Add one epoch."""

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from ppl_vae.infer.elbo import Place, TensorELBO, Weights, attached, steered
 
@@ -26,10 +29,34 @@ class ByWeights(TensorELBO):
     def __init__(self, estimate: Estimate, particles: int, place: Place = attached) -> None:
         super().__init__(particles, place)
         self.estimate = estimate
+        self.traceable = not getattr(estimate, "keeps_state", False)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         weights = self.weights(model, guide, args, kwargs)
         return -steered(*self.estimate(weights)).sum() - weights.shared
+
+
+class AnalyticKL(TensorELBO):
+    """Pyro's `TraceMeanField_ELBO` in tensors alone: KL(q||p) of each site in closed form where there is one."""
+
+    traceable = True
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        of_model, of_guide = self._get_vectorized_trace(model, guide, args, kwargs)
+        bound = torch.zeros(())
+        for name, site in of_model.nodes.items():
+            if site["type"] != "sample":
+                continue
+            if site["is_observed"]:
+                bound = bound + site["log_prob_sum"]
+                continue
+            q = of_guide.nodes[name]
+            try:
+                kl = scale_and_mask(kl_divergence(q["fn"], site["fn"]), q["scale"], q["mask"]).sum()
+            except NotImplementedError:
+                kl = q["log_prob_sum"] - site["log_prob_sum"]
+            bound = bound - kl
+        return -bound / self.num_particles
 
 
 def through_draws(bound: Callable[[Tensor], Tensor]) -> Estimate:

@@ -4,11 +4,11 @@ A key is 64 bits for each row: of the row's bytes in scoring, of (step, row numb
 a hash of its key and j (splitmix64's finaliser, Steele, Lea & Flood 2014), independent between rows and keys.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from math import prod
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import pyro.distributions as dist
@@ -66,6 +66,40 @@ def uniforms(keys: Tensor, draws: int, size: int, first: int = 0) -> Tensor:
     return u.view(len(keys), draws, size).transpose(0, 1)
 
 
+class Request(NamedTuple):
+    """What noise a site asks for.
+
+    Attributes:
+        salt: of the site's name.
+        local: whether it belongs to each row.
+        call: number of the request among those of one sampling of the site.
+        draws, size, first: as in `uniforms`.
+    """
+
+    salt: int
+    local: bool
+    call: int
+    draws: int
+    size: int
+    first: int
+
+
+def requested(request: Request, keys: Tensor, shared: Tensor | None = None) -> Tensor:
+    """The noise that a site asked for, (draws, n, size), or (draws, 1, size) where it belongs to all rows.
+
+    Args:
+        keys: (n,) of the rows.
+        shared: (1,) key of sites of all rows; None: of all these rows together.
+    """
+    if request.local:
+        own = mix(keys + request.salt)
+    elif shared is not None:
+        own = mix(shared + request.salt)
+    else:
+        own = mix(mix(keys + request.salt).sum(0, keepdim=True))
+    return uniforms(mix(own + request.call) if request.call else own, request.draws, request.size, request.first)
+
+
 class Keyed(Messenger):
     """Draws the unobserved sites of the programs run inside from keyed noise.
 
@@ -78,6 +112,7 @@ class Keyed(Messenger):
         reparameterized: False cuts the gradient through draws, which makes Pyro use the score function.
         shared: (1,) int64, the key of sites outside the plate "data"; None: of all rows together.
         values: of sites that have been drawn already, by name.
+        supply: gives the noise that is asked for; None: `requested`.
     """
 
     def __init__(
@@ -89,10 +124,12 @@ class Keyed(Messenger):
         reparameterized: bool = True,
         shared: Tensor | None = None,
         values: Mapping[str, Tensor] = MappingProxyType({}),
+        supply: Callable[[Request], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.keys, self.first, self.strict, self.reparameterized = keys, first, strict, reparameterized
-        self.shared, self.values = shared, values
+        self.values = values
+        self.supply = supply or (lambda request: requested(request, keys, shared))
         self.drawn: dict[str, int] = {}  # how many draws a site has had: a program run again goes on with the next
 
     def _pyro_sample(self, msg: Any) -> None:
@@ -128,13 +165,8 @@ class Keyed(Messenger):
     def _noise(self, msg: Any) -> Uniform:
         """The noise of a site, as rules ask for it; each time that a program samples the site, of its next draws."""
         name, batch, event = msg["name"], tuple(msg["fn"].batch_shape), tuple(msg["fn"].event_shape)
-        salt = crc32(name.encode())
-        if any(frame.name == "data" for frame in msg["cond_indep_stack"]):
-            keys = mix(self.keys + salt)
-        elif self.shared is not None:
-            keys = mix(self.shared + salt)
-        else:
-            keys = mix(mix(self.keys + salt).sum(0, keepdim=True))
+        salt, local = crc32(name.encode()), any(frame.name == "data" for frame in msg["cond_indep_stack"])
+        n = len(self.keys) if local else 1
         *others, draws, rows = (1, 1, *batch)  # the others, such as an enumerated site's values: more numbers a draw
         first = self.first + self.drawn.get(name, 0)
         self.drawn[name] = self.drawn.get(name, 0) + draws
@@ -142,8 +174,8 @@ class Keyed(Messenger):
 
         def uniform(*shape: int) -> Tensor:
             shape, call = shape or event, next(calls)
-            size = prod(batch) // (draws * len(keys)) * prod(shape)
-            noise = uniforms(mix(keys + call) if call else keys, draws, size, first)
+            size = prod(batch) // (draws * n) * prod(shape)
+            noise = self.supply(Request(salt, local, call, draws, size, first))
             return noise.reshape(draws, rows, prod(others), prod(shape)).permute(2, 0, 1, 3).reshape(batch + shape)
 
         return uniform

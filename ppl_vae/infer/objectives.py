@@ -22,9 +22,9 @@ from ppl_vae.errors import OptionError, choose, number, whole
 from ppl_vae.infer import bounds, pathwise, score_function, wake_sleep
 from ppl_vae.infer.bounds import BOUNDS, grouped
 from ppl_vae.infer.draws import Facts
-from ppl_vae.infer.elbo import detached, leaf
+from ppl_vae.infer.elbo import TensorELBO, detached, leaf
 from ppl_vae.infer.free_bits import FreeBits
-from ppl_vae.infer.importance import ByWeights, through_draws
+from ppl_vae.infer.importance import AnalyticKL, ByWeights, through_draws
 from ppl_vae.infer.mcem import MonteCarloEM
 from ppl_vae.infer.mmd import MMD
 from ppl_vae.infer.optim import constant
@@ -52,6 +52,7 @@ class Objective(NamedTuple):
         groups: of particles, over whose bounds it is the mean.
         kl_weight: weight of the KL term at a share of the fit, 0 to 1; times that of a warm-up.
         trains_guide: whether it trains the guide; a history has no bound without.
+        tensors: particles to the same objective in tensors alone, where `make` gives one of Pyro's that is not.
     """
 
     make: Make
@@ -69,6 +70,7 @@ class Objective(NamedTuple):
     groups: int = 1
     kl_weight: Callable[[float], float] = constant
     trains_guide: bool = True
+    tensors: Callable[[int], TensorELBO] | None = None
 
     @property
     def needs(self) -> str:
@@ -81,6 +83,11 @@ class Objective(NamedTuple):
             "large batches": not self.per_row,
         }
         return ", ".join(condition for condition, holds in conditions.items() if holds)
+
+    def traceable(self, particles: int) -> TensorELBO | None:
+        """The objective as one of whose steps a graph can be made; None if it has none."""
+        elbo = (self.tensors or self.make)(particles)
+        return elbo if isinstance(elbo, TensorELBO) and elbo.traceable else None
 
     def per_row_bound(self, log_weight: Tensor) -> Tensor:
         """The bound of each row: log weights (S, n) to (n,)."""
@@ -103,6 +110,12 @@ trace_elbo, trace_enum_elbo = pyros(Trace_ELBO), pyros(TraceEnum_ELBO)
 
 
 # ---- our own, by row
+
+
+def tensor_elbo(particles: int) -> TensorELBO:
+    """`trace_elbo` in tensors alone."""
+    return ByWeights(through_draws(bounds.elbo), particles)
+
 
 PER_ROW: dict[str, Any] = {"weighs_kl": False, "shared": False}
 """What holds of objectives whose weights are the rows' own and enter in another way than by their mean."""
@@ -194,6 +207,7 @@ def beta(*, beta: float = 4.0) -> Objective:
     beta = number("beta", beta, inclusive=True)
     return Objective(
         trace_elbo,
+        tensors=tensor_elbo,
         kl_weight=lambda progress: beta,
         options={"beta": beta},
         text="elbo with its KL term times beta (Higgins et al. 2017)",
@@ -211,6 +225,7 @@ def cyclic(*, cycles: int = 4, share: float = 0.5) -> Objective:
 
     return Objective(
         trace_elbo,
+        tensors=tensor_elbo,
         kl_weight=weight,
         options={"cycles": cycles, "share": share},
         text="elbo whose KL term rises from 0 to 1 over a share of each of some cycles (Fu et al. 2019, eqs. 6 and 7)",
@@ -246,6 +261,7 @@ def relaxation(*, temperature: float = 0.5) -> Objective:
     return Objective(
         trace_elbo,
         enumerated=trace_enum_elbo,
+        tensors=tensor_elbo,
         text="the bound of elbo for programs whose discrete sites are relaxed (Maddison et al. 2017, eq. 8; "
         "Jang et al. 2017); held-out rows see the discrete ones",
         options={"temperature": number("temperature", temperature)},
@@ -257,12 +273,14 @@ FACTORIES: dict[str, Callable[..., Objective]] = {
         Objective,
         trace_elbo,
         enumerated=trace_enum_elbo,
+        tensors=tensor_elbo,
         text="E_q[log p(x,z) - log q(z|x)], Monte Carlo (Kingma & Welling 2013, eq. 6)",
     ),
     "analytic_kl": partial(
         Objective,
         pyros(TraceMeanField_ELBO),
         discrete=False,
+        tensors=AnalyticKL,
         text="the same bound with KL(q||p) in closed form where there is one (Kingma & Welling 2013, eq. 7)",
     ),
     "sticking_the_landing": sticking_the_landing,
@@ -414,7 +432,10 @@ def fitting(target: Objective, choice: Any, known: Facts) -> Objective:
     if (target.enumerates or target.options.get("temperature")) and not (known.discrete or known.enumerated):
         raise OptionError(f"objective: got {name!r}, expected a guide with a discrete site")
     if known.enumerated or target.enumerates:
-        return target._replace(make=target.enumerated or target.make, weighs_kl=False, enumerates=target.enumerates)
+        make = target.enumerated or target.make
+        return target._replace(make=make, tensors=None, weighs_kl=False, enumerates=target.enumerates)
+    if known.discrete and not target.options.get("temperature"):  # Pyro's go over to the score function there
+        return target._replace(tensors=None)
     return target
 
 

@@ -48,7 +48,13 @@ class OneOptimizer(PyroOptim):
     def __init__(self, name: str, lr: float, weight_decay: float, max_grad_norm: float | None) -> None:
         make = choose("optimizer", name, OPTIMIZERS)
         super().__init__(make, {"lr": lr, "weight_decay": weight_decay})
-        self.make, self.lr, self.weight_decay, self.max_grad_norm = make, lr, weight_decay, max_grad_norm
+        self.name, self.make, self.lr, self.weight_decay, self.max_grad_norm = (
+            name,
+            make,
+            lr,
+            weight_decay,
+            max_grad_norm,
+        )
         self.torch: torch.optim.Optimizer | None = None
         self.factor = 1.0
         self.not_finite: list[Tensor] = []

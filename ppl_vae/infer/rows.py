@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.data.schema import Batch
-from ppl_vae.infer.draws import check, refuse_first
+from ppl_vae.infer.draws import check, jacobians, log_jacobian, refuse_first
 from ppl_vae.infer.noise import step_keys
 
 
@@ -36,6 +36,7 @@ class Rows:
 
     def __init__(self, vae: Any, data: Batch, valid: float, pixels: Pixels, seed: int, start: int) -> None:
         self.data, self.pixels, x = data, pixels, data.x
+        self._jacobian = log_jacobian(jacobians(vae, data), data)
         self.noise = torch.Generator(device=x.device).manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
         if pixels is not as_they_are:
             refuse_first(vae, x, ~((x >= 0) & (x <= 1)), "values in [0, 1] to binarize")
@@ -43,16 +44,20 @@ class Rows:
         order = self._permutation(len(x))
         held_out = min(ceil(valid * len(x)), len(x) - 1)
         self.train = order[held_out:]
-        self.valid = self._drawn(order[:held_out])
+        self.valid = self.take(order[:held_out])
         if start:  # the split of the first fit, orders and pixels of its own
             self.noise.manual_seed(int(step_keys(torch.tensor([0]), seed, start)) & 0x7FFFFFFFFFFFFFFF)
 
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Batch]]:
-        """Row numbers (b,) and rows (b, d), each training row once."""
-        for numbers in self.train[self._permutation(len(self.train))].split(size):
-            yield numbers, self._drawn(numbers)
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """Row numbers (b,), each training row once."""
+        yield from self.train[self._permutation(len(self.train))].split(size)
 
-    def _drawn(self, numbers: Tensor) -> Batch:
+    def jacobian(self, numbers: Tensor) -> float:
+        """log |d encoded / d own| of the observed cells, mean over rows (b,)."""
+        return float(self._jacobian[numbers].mean()) if isinstance(self._jacobian, Tensor) else self._jacobian
+
+    def take(self, numbers: Tensor) -> Batch:
+        """Rows (b, d), pixels drawn anew."""
         rows = self.data.rows(numbers)
         return rows._replace(x=self.pixels(rows.x, self.noise))
 

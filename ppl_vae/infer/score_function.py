@@ -39,6 +39,8 @@ class Decaying:
     A number for all rows: it helps where they are alike.
     """
 
+    keeps_state = True
+
     def __init__(self) -> None:
         self.mean, self.weight = torch.zeros(()), 0.0
 

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from math import ceil, fsum, inf, nan
+from math import ceil, inf, nan
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
-from ppl_vae.infer.draws import facts, in_mode, log_jacobian, row_blocks
+from ppl_vae.infer.compiled import compiled_steps, pays
+from ppl_vae.infer.draws import facts, in_mode, row_blocks
 from ppl_vae.infer.handlers import Tally, surroundings
 from ppl_vae.infer.history import History
 from ppl_vae.infer.noise import step_keys
@@ -46,6 +47,7 @@ def fit(
     patience: int | None = Default.patience,
     binarize: str | None = Default.binarize,
     device: str | torch.device | None = None,
+    compiled: bool | str = Default.compiled,
     seed: int = Default.seed,
     progress: bool = Default.progress,
     callbacks: Iterable[Callable[[Any, History], object]] = (),
@@ -71,6 +73,8 @@ def fit(
             from the end of the warm-up.
         binarize: "threshold" (x > 1/2), "stochastic" (drawn anew each step with x as probability) or None.
         device: move the model there first; None: where it is.
+        compiled: run whole steps as one compiled graph: True, False, or "auto": on a CPU, where 20,000 steps or more are
+            planned, and where it can be; else it says why not in the log. Noise and results are the same up to rounding.
         seed: of split, order and noise. A fit is a function of model, data, options and seed. A second fit of a model goes
             on with fresh noise and order under the same seed, and with the same split; another seed has another split,
             which holds out rows that were trained on.
@@ -117,6 +121,8 @@ def fit(
         raise OptionError(
             f"patience: got {patience} with {objective!r}, whose guide is not trained: it has no bound to watch"
         )
+    if compiled not in (True, False, "auto"):
+        raise OptionError(f"compiled: got {compiled!r}, expected True, False or 'auto'")
     factor = choose("schedule", schedule, SCHEDULES)
     pixels = choose("binarize", binarize or "none", PIXELS)
     one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
@@ -137,19 +143,23 @@ def fit(
             raise OptionError(
                 f"kl_warmup: got {kl_warmup} with the objective {objective!r}, which has no KL term to weigh here"
             )
-        step = Step(vae, target, particles, one, seed, len(rows.train))
         total = epochs * ceil(len(rows.train) / batch_size)
-        best = Best(one, patience, kl_warmup)
+        bar = tqdm(range(1, epochs + 1), disable=not progress, desc="fit", unit="epoch")
+        step: Any = Step(vae, target, particles, one, seed, rows)
+        if pays(compiled, total, encoded.x.device):
+            bar.set_postfix_str("compiling a step")
+            step, history.compile_seconds = compiled_steps(step, batch_size, insist=compiled is True)
+        best = Best(step, patience, kl_warmup)
         first = step.number
         start = time.perf_counter()
-        for epoch in (bar := tqdm(range(1, epochs + 1), disable=not progress, desc="fit", unit="epoch")):
+        for epoch in bar:
             began = time.perf_counter()
             warm = min(1.0, epoch / kl_warmup) if kl_warmup else 1.0
-            for numbers, batch in rows.batches(batch_size):
+            for numbers in rows.batches(batch_size):
                 done = (step.number - first) / total
                 one.scale_lr(factor(done))
                 kl_weight = warm * target.kl_weight(done)
-                step(numbers, batch, kl_weight, history)
+                step(numbers, kl_weight, history)
             seconds = time.perf_counter() - began
             vae.steps.fill_(step.number)
             if target.trains_guide:
@@ -166,7 +176,8 @@ def fit(
                 }
             )
             latest = history.epochs[-1]
-            bar.set_postfix_str(f"bound {latest['bound']:.2f}, {latest['rows_per_s']:.0f} rows/s")
+            took = "" if history.compile_seconds is None else f", compiled in {history.compile_seconds:.0f} s"
+            bar.set_postfix_str(f"bound {latest['bound']:.2f}, {latest['rows_per_s']:.0f} rows/s{took}")
             remember(vae)
             for callback in callbacks:
                 callback(vae, history)
@@ -180,11 +191,9 @@ def fit(
 class Step:
     """One step of SVI, with noise keyed by (seed, step, row) and a record of the densities that it met."""
 
-    def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int, total: int) -> None:
+    def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int, rows: Rows) -> None:
         self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, int(vae.steps)
-        self.total = total
-        self.jacobians = () if vae.schema is None else vae.schema.log_jacobians
-        self.jacobian = fsum(self.jacobians)
+        self.particles, self.rows = particles, rows
         elbo: Any = target.make(particles)
         self.elbo = elbo
 
@@ -196,11 +205,16 @@ class Step:
         self.svi = SVI(vae.model, guide, one, loss=elbo.loss, loss_and_grads=loss_and_grads)
         self.sums: dict[str, float] = {}
 
-    def __call__(self, numbers: Tensor, batch: Batch, kl_weight: float, history: History) -> None:
-        one, tally = self.one, Tally()
+    @property
+    def parameters(self) -> list[Tensor]:
+        """All parameters, once the first step has been taken."""
+        return self.one.parameters
+
+    def __call__(self, numbers: Tensor, kl_weight: float, history: History) -> None:
+        one, tally, batch = self.one, Tally(), self.rows.take(numbers)
         one.rows = len(numbers)
         keys = step_keys(numbers, self.seed, self.number)
-        weights: Any = {"kl_weight": kl_weight, "share": len(numbers) / self.total}
+        weights: Any = {"kl_weight": kl_weight, "share": len(numbers) / len(self.rows.train)}
         with surroundings(self.target, self.elbo, numbers, keys, **weights, tally=tally):
             self._svi_step(batch)
         if one.refused:
@@ -210,9 +224,7 @@ class Step:
             "grad_norm": float(one.grad_norm),
         }
         figures |= tally.figures(self.target, figures["objective"])
-        observed = self.jacobian
-        if batch.mask is not None and self.jacobians:
-            observed = float(torch.as_tensor(log_jacobian(self.jacobians, batch)).mean())
+        observed = self.rows.jacobian(numbers)
         for name in ("bound", "reconstruction", "objective"):
             figures[name] += observed
         for name, value in figures.items():
@@ -258,8 +270,8 @@ class Step:
 class Best:
     """The weights of the best epoch, and whether patience has run out."""
 
-    def __init__(self, one: OneOptimizer, patience: int | None, after: int) -> None:
-        self.one, self.patience, self.after = one, patience, after
+    def __init__(self, step: Any, patience: int | None, after: int) -> None:
+        self.step, self.patience, self.after = step, patience, after
         self.bound, self.epoch = -inf, 0
         self.kept: list[Tensor] = []
 
@@ -269,13 +281,13 @@ class Best:
             return False
         if bound > self.bound or not self.kept:
             self.bound, self.epoch = bound, epoch
-            self.kept = [p.detach().clone() for p in self.one.parameters]
+            self.kept = [p.detach().clone() for p in self.step.parameters]
         return epoch - self.epoch >= self.patience
 
     @torch.no_grad()
     def restore(self) -> int | None:
         """Put the best weights back; returns their epoch, None if none were kept."""
-        for parameter, value in zip(self.one.parameters, self.kept):
+        for parameter, value in zip(self.step.parameters, self.kept):
             parameter.copy_(value)
         return self.epoch if self.kept else None
 

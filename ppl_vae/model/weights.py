@@ -44,10 +44,10 @@ class WeightPrior(nn.Module):
 
     def sample(self) -> dict[str, Tensor]:
         """Sample every weight, {name: shape}; under a plate of S draws (S, 1, *shape)."""
-        net, zero = self._net[0], torch.zeros_like(self.scale)
+        shapes, zero = _shapes(self._net[0]), torch.zeros_like(self.scale)
         return {
-            name: pyro.sample(site(name), normals(zero.expand(shape), self.scale.expand(shape)))
-            for name, shape in ((name, net.get_parameter(name).shape) for name in self.names)
+            name: pyro.sample(site(name), normals(zero.expand(shapes[name]), self.scale.expand(shapes[name])))
+            for name in self.names
         }
 
     def forward(self, value: Tensor, weights: dict[str, Tensor] | None) -> Tensor:
@@ -100,6 +100,11 @@ def key(name: str) -> str:
     return name.replace(".", "_")
 
 
+def _shapes(net: nn.Module) -> dict[str, torch.Size]:
+    """Of its parameters; plain tensors may stand in their place, where get_parameter would refuse them."""
+    return {name: p.shape for name, p in net.named_parameters()}
+
+
 def at_weights(net: nn.Module, weights: dict[str, Tensor], value: Tensor) -> Tensor:
     """net(value) with other weights in the place of its own, which may differ between draws; no loop over these.
 
@@ -107,7 +112,7 @@ def at_weights(net: nn.Module, weights: dict[str, Tensor], value: Tensor) -> Ten
         weights: {name: (..., 1, *shape)}, its last batch dimension that of the rows, which share them; or {name: shape}.
         value: (..., n, inputs), leading dimensions broadcast with those of the weights.
     """
-    shapes = {name: net.get_parameter(name).shape for name in weights}
+    shapes = _shapes(net)
     batch = torch.broadcast_shapes(*(w.shape[: w.dim() - len(shapes[n])] for n, w in weights.items()))
     lead = batch[:-1]
     weights = {n: w.expand(batch + shapes[n]).reshape(lead + shapes[n]) for n, w in weights.items()}

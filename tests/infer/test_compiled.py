@@ -1,0 +1,286 @@
+"""Compiled steps against the same steps without a graph, under the same noise; nothing here is left to chance.
+
+TorchInductor takes seconds a graph: most tests run what `torch.fx` wrote down as it is, a few what was compiled of it.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import ppl_vae as pv
+from ppl_vae.infer import compiled
+from ppl_vae.infer.compiled import UPDATES
+from ppl_vae.infer.optim import OPTIMIZERS
+
+RANDOM = np.random.RandomState(0)
+X = RANDOM.randn(52, 4)
+BITS = (X > 0).astype("float64")
+HOLES = np.add.outer(np.arange(52), np.arange(4) * 5) % 11 == 0
+MIXED = pd.DataFrame(
+    {
+        "real": X[:, 0],
+        "positive": np.exp(X[:, 1]),
+        "count": np.floor(np.exp(X[:, 2] / 2)),
+        "kind": np.array(["low", "mid", "high"])[np.digitize(X[:, 3], [0, 1])],
+    }
+).mask(HOLES)
+BESIDE = MIXED.assign(age=30 + X[:, 0], site=np.array(["north", "south"])[BITS[:, 1].astype(int)])
+FIT: dict[str, Any] = {"epochs": 2, "batch_size": 16, "lr": 1e-2, "valid": 0.0, "progress": False}
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Graphs are run as they are, and counted."""
+    made: list[int] = []
+    monkeypatch.setattr(compiled, "_by_inductor", lambda graph, inputs: made.append(1) or graph)
+    monkeypatch.setattr(compiled, "_compiled", {})
+    return made
+
+
+def small(**options: Any) -> pv.VAE:
+    return pv.build(X, **{"latent": 3, "hidden": (8,), **options})
+
+
+def agree(make: Any, x: Any = X, tolerance: float = 1e-9, double: bool = True, **options: Any) -> None:
+    """Fits with and without a graph have one history and end at the same weights.
+
+    Three whole batches and a short one, twice; by SGD, so that weights differ as gradients do, and these are in float64.
+    """
+    options = {"optimizer": "sgd", **FIT, **options}
+    fitted = []
+    for choice in (False, True):
+        vae = make().double() if double else make()
+        history = pv.fit(vae, x, compiled=choice, **options)
+        assert (history.compile_seconds is not None) == choice
+        fitted.append((vae, history))
+    (vae, history), (other, graph) = fitted
+    for name in ("bound", "reconstruction", "kl", "objective", "grad_norm", "valid_bound", "kl_weight", "lr"):
+        assert np.allclose(history[name], graph[name], rtol=tolerance, equal_nan=True), name
+    assert vae.steps == other.steps
+    for (name, p), q in zip(vae.named_parameters(), other.parameters()):
+        assert torch.allclose(p, q, rtol=tolerance, atol=tolerance), name
+
+
+OBJECTIVES: dict[str, tuple[Any, int]] = {
+    "elbo": ("elbo", 1),
+    "elbo of 3": ("elbo", 3),
+    "analytic_kl": ("analytic_kl", 1),
+    "analytic_kl of 2": ("analytic_kl", 2),
+    "iwae": ("iwae", 3),
+    "dreg": ("dreg", 3),
+    "mean_iwae": (("mean_iwae", {"groups": 2}), 2),
+    "renyi": (("renyi", {"alpha": 0.3}), 3),
+    "sticking_the_landing": ("sticking_the_landing", 2),
+    "sticking_the_landing on iwae": (("sticking_the_landing", {"bound": "iwae"}), 2),
+    "beta": ("beta", 1),
+    "cyclic": ("cyclic", 1),
+    "vimco": ("vimco", 3),
+    "reweighted_wake_sleep": ("reweighted_wake_sleep", 3),
+    "leave_one_out": (("score_function", {"baseline": "leave_one_out"}), 2),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective(traced: list[int], name: str) -> None:
+    objective, particles = OBJECTIVES[name]
+    agree(small, objective=objective, particles=particles)
+    assert len(traced) == 1
+
+
+PRIORS = ("mixture", "vamp", "flow", "laplace", "student_t", "ard", "horseshoe")
+POSTERIORS = ("low_rank", "full_rank", "iaf", "spline_flow", "mixture")
+PROGRAMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{f"{name} prior": (X, {"prior": name}) for name in PRIORS},
+    **{f"{name} posterior": (X, {"posterior": name}) for name in POSTERIORS},
+    "holes": (np.where(HOLES, np.nan, X), {"nullable": True}),
+    "mixed": (MIXED, {"likelihood": "infer"}),
+    "covariates and groups": (
+        BESIDE,
+        {"likelihood": "infer", "covariates": ["age"], "group": "site", "prior": "hierarchical"},
+    ),
+    "uncertain weights": (X, {"weights": "normal"}),
+    "student_t": (X, {"likelihood": "student_t"}),
+    "full_normal": (X, {"likelihood": "full_normal"}),
+    "relaxed": (X, {"prior": "categorical", "posterior": "categorical"}),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs(traced: list[int], name: str) -> None:
+    x, options = PROGRAMS[name]
+    objective = ("relaxation", {"temperature": 0.5}) if name == "relaxed" else "elbo"
+    agree(lambda: pv.build(x, **{"latent": 3, "hidden": (8,), **options}), x, objective=objective)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"binarize": "stochastic"},
+        {"kl_warmup": 2, "max_grad_norm": 0.1},
+        {"optimizer": "adamw", "weight_decay": 0.1},
+        {"valid": 0.3, "patience": 1, "epochs": 4, "lr": 2.0},
+        {"batch_size": 500},
+        {"batch_size": 1},
+    ],
+)
+def test_options(traced: list[int], options: dict[str, Any]) -> None:
+    x = BITS * 0.8 + 0.1 if "binarize" in options else BITS
+    agree(lambda: small(likelihood="bernoulli"), x, **options)
+
+
+@pytest.mark.parametrize(
+    ("objective", "particles", "x", "options"),
+    [("elbo", 1, X, {}), ("dreg", 3, MIXED, {"likelihood": "infer"})],
+)
+def test_what_is_compiled(objective: Any, particles: int, x: Any, options: dict[str, Any]) -> None:
+    """By TorchInductor: in float64 to 1e-9, in float32 to 1e-5; latents whose number vectors do not divide, and padding."""
+
+    def make() -> pv.VAE:
+        return pv.build(x, latent=5, hidden=(9,), **options)
+
+    agree(make, x, objective=objective, particles=particles)
+    agree(make, x, 1e-5, double=False, objective=objective, particles=particles)
+
+
+@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_optimizers_are_those_of_torch(name: str, decay: float) -> None:
+    update, kept = UPDATES[name]
+    p = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    own, state = p.clone(), [torch.zeros_like(p) for _ in range(kept)]
+    other = p.clone().requires_grad_()
+    optimizer = OPTIMIZERS[name]([other], lr=0.05, weight_decay=decay)
+    for t in range(1, 6):
+        g = torch.sin(own * t)
+        other.grad = g.clone()
+        optimizer.step()
+        own, state = update(own, g, state, torch.tensor(float(t)).double(), torch.tensor(0.05).double(), decay)
+        assert torch.allclose(own, other.detach(), rtol=1e-12)
+
+
+def test_one_graph_serves_fits_of_one_shape(traced: list[int]) -> None:
+    """Of other seeds, weights, rows and step sizes."""
+    bounds = []
+    for seed in (0, 1):
+        vae = small(seed=seed)
+        bounds.append(pv.fit(vae, X + seed, seed=seed, compiled=True, **{**FIT, "lr": 1e-2 * (seed + 1)})["bound"])
+    assert len(traced) == 1 and not np.allclose(*bounds)
+    pv.fit(small(latent=2), X, compiled=True, **FIT)
+    assert len(traced) == 2
+
+
+def test_each_step_draws_its_own_noise(traced: list[int]) -> None:
+    """At a step size of 0 the figures of two steps on the same rows differ by their noise alone."""
+    history = pv.fit(small(), X, compiled=True, **{**FIT, "lr": 0.0, "batch_size": 52})
+    first, second = history["bound"]
+    assert first != second and abs(first - second) < 1
+
+
+def test_it_goes_on(traced: list[int]) -> None:
+    """A second fit goes on with fresh noise and order, as without a graph."""
+    ends = []
+    for choices in ((False, False), (True, False), (False, True)):
+        vae = small().double()
+        for choice in choices:
+            history = pv.fit(vae, X, compiled=choice, **{**FIT, "optimizer": "sgd"})
+        ends.append(history["bound"][-1])
+    assert np.allclose(ends, ends[0], rtol=1e-10)
+
+
+def test_losses_that_are_not_finite(traced: list[int]) -> None:
+    """Say what they say without a graph, and leave the last good state."""
+    errors = []
+    for choice in (False, True):
+        vae = small().double()
+        with pytest.raises(pv.NonFiniteError) as raised:
+            pv.fit(vae, X, compiled=choice, **{**FIT, "optimizer": "sgd", "lr": 1e300})
+        errors.append((str(raised.value), raised.value.rows, [p.detach().clone() for p in vae.parameters()]))
+    (text, rows, kept), (other, of_graph, state) = errors
+    assert text == other and rows == of_graph and "step" in text
+    assert all(torch.allclose(p, q, rtol=1e-9) for p, q in zip(kept, state))
+
+
+class Dropped(nn.Module):
+    """A decoder with dropout, or one that normalises its batch."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 6), layer, nn.Linear(6, 4))
+
+    def forward(self, z: torch.Tensor) -> Any:
+        out = self.net(z.reshape(-1, 3)).reshape(*z.shape[:-1], 4)
+        return dist.Normal(out, 1.0).to_event(1)
+
+
+def decoded_by(decoder: Any) -> pv.VAE:
+    vae = small(standardize="none")
+    return pv.VAE(vae.encoder, decoder, vae.prior)
+
+
+def own_parameter(z: torch.Tensor) -> Any:
+    scale = pyro.param("scale", torch.ones(4), constraint=dist.constraints.positive)
+    return dist.Normal(z.sum(-1, keepdim=True) + torch.zeros(4), scale).to_event(1)
+
+
+def looks(z: torch.Tensor) -> Any:
+    return dist.Normal(z.sum(-1, keepdim=True) + torch.zeros(4), 2.0 if float(z.detach().sum()) > 0 else 1.0).to_event(
+        1
+    )
+
+
+REFUSED = {
+    "dropout": (lambda: decoded_by(Dropped(nn.Dropout(0.5))), "elbo", "draw noise of their own"),
+    "batch norm": (lambda: decoded_by(Dropped(nn.BatchNorm1d(6))), "elbo", "change 'decoder.net.1.running_mean'"),
+    "pyro.param": (lambda: decoded_by(own_parameter), "elbo", "the parameter 'scale' is made by the programs"),
+    "control flow": (lambda: decoded_by(looks), "elbo", "tracing tensor|data-dependent|item"),
+    "free bits": (small, "free_bits", "not a sum over rows"),
+    "chains": (small, "mcem", "not a sum over rows"),
+    "a user's ELBO": (small, pyro.infer.Trace_ELBO, "not a sum over rows"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_fits_without_a_graph(
+    traced: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Insisting is an error with the reason; else the fit is as without, and the reason is in the log."""
+    make, objective, reason = REFUSED[name]
+    x = X.astype("float32")
+    with pytest.raises(pv.OptionError, match=f"compiled: got True, but no graph.*({reason})"):
+        pv.fit(make(), x, objective=objective, compiled=True, **FIT)
+    monkeypatch.setattr(compiled, "PAYS", 1)
+    with caplog.at_level(logging.INFO, "ppl_vae"):
+        found = [pv.fit(make(), x, objective=objective, compiled=choice, **FIT) for choice in ("auto", False)]
+    assert [history.compile_seconds for history in found] == [None, None]
+    assert np.array_equal(*(history["objective"] for history in found))
+    assert "steps not compiled" in caplog.text
+
+
+def test_auto_is_for_long_fits(traced: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pv.fit(small(), X, **FIT).compile_seconds is None
+    monkeypatch.setattr(compiled, "PAYS", 8)
+    assert pv.fit(small(), X, **FIT).compile_seconds is not None
+    with pytest.raises(pv.OptionError, match="compiled: got 'always', expected True, False or 'auto'"):
+        pv.fit(small(), X, compiled="always", **FIT)
+
+
+@pytest.mark.parametrize("place", [0, 3, 4])
+def test_a_wrong_graph_is_caught(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    """Whatever a compiler makes of it: a bound, loss or gradient that is off by a thousandth is not trusted."""
+
+    def wrong(graph: Any, inputs: list[torch.Tensor]) -> Any:
+        factor = torch.ones(6).index_fill(0, torch.tensor([place]), 1.001)
+        return lambda *flat: (graph(*flat)[0] * factor,)
+
+    monkeypatch.setattr(compiled, "_by_inductor", wrong)
+    monkeypatch.setattr(compiled, "_compiled", {})
+    with pytest.raises(pv.OptionError, match="the graph of 15 rows gives"):
+        pv.fit(small(), X, compiled=True, **FIT)
