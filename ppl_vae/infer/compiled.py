@@ -107,12 +107,22 @@ class Loss(nn.Module):
         with torch.no_grad():
             self._run(supply, batch, weight, weight, torch.ones_like(keys, dtype=torch.bool))
 
-    def noise(self, numbers: Tensor, size: int, seed: int, step: int) -> list[Tensor]:
-        """What they asked for, of the rows (b,) of one step; filled up to `size` rows with the first one's."""
-        keys = step_keys(numbers, seed, step)
-        place = torch.arange(size, device=numbers.device)
-        filled = keys if len(keys) == size else keys[torch.where(place < len(keys), place, 0)]
-        return [requested(request, filled if request.local else keys) for request in self.requests]
+    def noise(self, batches: list[Tensor], size: int, seed: int, first: int) -> list[tuple[Tensor, ...]]:
+        """What they asked for, of some steps that follow one another.
+
+        Args:
+            batches: row numbers (b,) of each.
+            size: rows that a batch is filled up to.
+            seed: of the fit.
+            first: number of the first step.
+        """
+        keys = [step_keys(numbers, seed, first + j) for j, numbers in enumerate(batches)]
+        together = torch.cat([own if len(own) == size else filled(own, size) for own in keys])
+        columns = [
+            requested(request, together).split(size, 1) if request.local else [requested(request, own) for own in keys]
+            for request in self.requests
+        ]
+        return list(zip(*columns)) if columns else [()] * len(batches)
 
     def forward(
         self, batch: Batch, kl_weight: Tensor, share: Tensor, present: Tensor, *noise: Tensor
@@ -138,6 +148,11 @@ class Loss(nn.Module):
         return loss, torch.stack([torch.where(present, rows[name].double(), 0.0).sum() for name in FIGURES])
 
 
+def filled(values: Tensor, size: int) -> Tensor:
+    """Values (b, ...) with more of the first one, (size, ...)."""
+    return torch.cat([values, values[:1].expand(size - len(values), *values.shape[1:])])
+
+
 class Inputs:
     """What a step reads and changes, as a flat list of tensors, and back.
 
@@ -155,11 +170,11 @@ class Inputs:
         self.t = torch.zeros((), dtype=torch.float64, device=next(iter(tensors.values())).device)
         self.kept = kept
 
+        self.model = [*self.parameters.values(), *self.held.values(), *(v for s in self.states for v in s), self.t]
+
     def flat(self, data: Batch, *further: Tensor) -> list[Tensor]:
         """All of it, then the columns of the data that there are, then what belongs to one step."""
-        states = [value for state in self.states for value in state]
-        columns = [column for column in data if column is not None]
-        return [*self.parameters.values(), *self.held.values(), *states, self.t, *columns, *further]
+        return [*self.model, *(column for column in data if column is not None), *further]
 
     def structured(self, flat: tuple[Tensor, ...], data: Batch) -> tuple[Any, ...]:
         """Parameters, other tensors, states, t, data and the rest by their structure."""
@@ -314,13 +329,18 @@ class CompiledStep:
         self.all_rows = self.rows.pixels is as_they_are  # then the graph picks the batch itself
         self.loss = Loss(self.vae, target, elbo)
         self.update = partial(step, self.loss, update, self.one.weight_decay, self.one.max_grad_norm)
-        self.sums = [0.0] * 5
-        self.met = 0
+        self.sums, self.met = [0.0] * 5, 0
+        self.coming: list[Tensor] = []
+        self.drawn: list[tuple[Tensor, ...]] = []
         numbers = self.rows.train[: self.size]
+        self.place = torch.arange(self.size, device=numbers.device)
+        self.all_present = torch.ones_like(self.place, dtype=torch.bool)
         data = self.rows.data if self.all_rows else self.rows.data.rows(numbers)
         self.loss.ask(self.rows.data.rows(numbers))
+        asked = sum(request.draws * request.size for request in self.loss.requests if request.local)
+        self.ahead = max(1, min(64, NUMBERS // (max(asked, 1) * self.size)))
         scalars = torch.tensor([self.one.lr, 0.5, 0.5, self.size], dtype=torch.float64, device=numbers.device)
-        self.run = compiled(partial(self._call, data), self._flat(data, numbers, scalars))
+        self.run = compiled(partial(self._call, data), self._flat(data, numbers, scalars, self._once(numbers)))
         self._check(data, numbers, scalars)
 
     @property
@@ -328,11 +348,19 @@ class CompiledStep:
         """All parameters that are trained."""
         return list(self.inputs.parameters.values())
 
+    def begin(self, batches: list[Tensor]) -> None:
+        """Be told what batches an epoch has: the noise of many is drawn at once."""
+        self.coming, self.drawn = batches[::-1], []
+
     def __call__(self, numbers: Tensor, kl_weight: float, history: History) -> None:
         n = len(numbers)
+        if not self.drawn:
+            some = [self.coming.pop() for _ in range(min(self.ahead, len(self.coming)))]
+            self.drawn = self.loss.noise(some, self.size, self.eager.seed, self.number)[::-1]
         data = self.rows.data if self.all_rows else self.rows.take(numbers)
         scalars = [self.one.lr * self.one.factor, kl_weight, n / len(self.rows.train), n]
-        flat = self._flat(data, numbers, torch.tensor(scalars, dtype=torch.float64, device=numbers.device))
+        scale = torch.tensor(scalars, dtype=torch.float64, device=numbers.device)
+        flat = self._flat(data, numbers, scale, self.drawn.pop())
         *figures, loss, norm, good = self.run(*flat).tolist()
         if not good:  # the same step without a graph, which finds the site and the rows at fault
             self.eager.number = self.number
@@ -349,17 +377,20 @@ class CompiledStep:
         self.sums, self.met = [0.0] * 5, 0
         return means
 
-    def _flat(self, data: Batch, numbers: Tensor, scalars: Tensor) -> list[Tensor]:
+    def _flat(self, data: Batch, numbers: Tensor, scalars: Tensor, noise: tuple[Tensor, ...]) -> list[Tensor]:
         """The inputs of a step for these rows, filled up to the size of a batch with the first one."""
-        n, device = len(numbers), numbers.device
-        place = torch.arange(self.size, device=device)
-        present = place < n
-        noise = self.loss.noise(numbers, self.size, self.eager.seed, self.number)
-        if self.all_rows:
-            where = numbers if n == self.size else torch.cat([numbers, numbers[:1].expand(self.size - n)])
-        else:
-            where, data = place, data if n == self.size else data.rows(torch.where(present, place, 0))
+        n, where, present = len(numbers), numbers if self.all_rows else self.place, self.all_present
+        if n < self.size:
+            present = self.place < n
+            if self.all_rows:
+                where = filled(numbers, self.size)
+            else:
+                data = data.rows(torch.where(present, self.place, 0))
         return self.inputs.flat(data, where, present, scalars, *noise)
+
+    def _once(self, numbers: Tensor) -> tuple[Tensor, ...]:
+        (noise,) = self.loss.noise([numbers], self.size, self.eager.seed, self.number)
+        return noise
 
     def _call(self, data: Batch, *flat: Tensor) -> Tensor:
         return self.update(*self.inputs.structured(flat, data))
@@ -372,10 +403,10 @@ class CompiledStep:
         for n in sorted({self.size, max(self.size - 1, 1)}):
             some = numbers[:n]
             mine = data if self.all_rows else data.rows(torch.arange(n, device=numbers.device))
-            found = self.run(*(v.clone() for v in self._flat(mine, some, scalars)))
-            exact, self.size = self.size, n
-            flat = [v.clone() for v in self._flat(mine, some, scalars)]
-            self.size = exact
+            found = self.run(*(v.clone() for v in self._flat(mine, some, scalars, self._once(some))))
+            (noise,) = self.loss.noise([some], n, self.eager.seed, self.number)
+            place = some if self.all_rows else self.place[:n]
+            flat = [v.clone() for v in self.inputs.flat(mine, place, self.all_present[:n], scalars, *noise)]
             with torch.no_grad():
                 expected = self._call(mine, *flat)
             first = len(self.inputs.parameters)
@@ -389,6 +420,8 @@ class CompiledStep:
                 )
 
 
+NUMBERS = 2**22
+"""Numbers of noise that are drawn at once."""
 OBSERVED = (0, 1, 3)
 """Places of the sums in which the data's own units count: bound, reconstruction and objective."""
 

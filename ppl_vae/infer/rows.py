@@ -1,6 +1,6 @@
 """The rows of a fit: split once, handed out by permutation, pixels drawn on the way."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import ceil
 from typing import Any
 
@@ -48,9 +48,9 @@ class Rows:
         if start:  # the split of the first fit, orders and pixels of its own
             self.noise.manual_seed(int(step_keys(torch.tensor([0]), seed, start)) & 0x7FFFFFFFFFFFFFFF)
 
-    def batches(self, size: int) -> Iterator[Tensor]:
-        """Row numbers (b,), each training row once."""
-        yield from self.train[self._permutation(len(self.train))].split(size)
+    def batches(self, size: int) -> list[Tensor]:
+        """Row numbers (b,) of each batch of an epoch, each training row once."""
+        return list(self.train[self._permutation(len(self.train))].split(size))
 
     def jacobian(self, numbers: Tensor) -> float:
         """log |d encoded / d own| of the observed cells, mean over rows (b,)."""

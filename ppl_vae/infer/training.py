@@ -155,7 +155,9 @@ def fit(
         for epoch in bar:
             began = time.perf_counter()
             warm = min(1.0, epoch / kl_warmup) if kl_warmup else 1.0
-            for numbers in rows.batches(batch_size):
+            batches = rows.batches(batch_size)
+            step.begin(batches)
+            for numbers in batches:
                 done = (step.number - first) / total
                 one.scale_lr(factor(done))
                 kl_weight = warm * target.kl_weight(done)
@@ -209,6 +211,9 @@ class Step:
     def parameters(self) -> list[Tensor]:
         """All parameters, once the first step has been taken."""
         return self.one.parameters
+
+    def begin(self, batches: list[Tensor]) -> None:
+        """Be told what batches an epoch has."""
 
     def __call__(self, numbers: Tensor, kl_weight: float, history: History) -> None:
         one, tally, batch = self.one, Tally(), self.rows.take(numbers)
