@@ -66,7 +66,7 @@ class FitOptions:
         valid: share of the rows held out for validation.
         patience: epochs without a better validation bound before stopping; None: never.
         binarize: none | threshold | stochastic (drawn anew each step).
-        compiled: auto (where it pays) | true | false: whole steps as one compiled graph.
+        compiled: true | false | auto (where it pays): whole steps as one compiled graph.
         seed: of the split, the order of the rows and all noise.
         progress: show a progress bar.
     """
@@ -84,6 +84,6 @@ class FitOptions:
     valid: float = 0.1
     patience: int | None = None
     binarize: str | None = None
-    compiled: bool | str = "auto"
+    compiled: bool | str = False
     seed: int = 0
     progress: bool = True

@@ -90,6 +90,8 @@ def _by_gradients(amount: float, each: float, vae: Any, train: Any, options: dic
 def _by_seconds(amount: float, each: float, vae: Any, train: Any, options: dict[str, Any]) -> dict[str, Any]:
     if options.get("patience") is not None:  # the best weights would be lost where the clock stops the fit
         raise OptionError(f"patience: got {options['patience']} with a budget in seconds, expected None")
+    if options.get("compiled") == "auto":  # by the steps that are planned, which are not known yet
+        raise OptionError("compiled: got 'auto' with a budget in seconds, expected True or False")
     trial = _stoppable(copy.deepcopy(vae), train, {**options, "epochs": 10**9, "callbacks": [_trial(amount)]})
     ends = trial["seconds"]
     speed = ends[0] if len(ends) == 1 else np.diff(ends).mean()  # the first epoch also warms up

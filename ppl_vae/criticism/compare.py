@@ -22,7 +22,7 @@ from ppl_vae.data.tables import held_by
 from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError, choose, first_line, whole
 from ppl_vae.infer.draws import Draws, each_block, facts, guided, in_mode, row_keys, space, traces
 from ppl_vae.infer.evidence import Evidence, log_evidence
-from ppl_vae.infer.local import METHODS as POSTERIORS
+from ppl_vae.infer.local import checked_options
 from ppl_vae.infer.local import posterior as draw
 from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.psis import k_hats
@@ -54,7 +54,7 @@ class Candidate:
     def __init__(
         self, make: Callable[[int], Any], objective: Any = "elbo", posterior: Any = "amortized", **fit: Any
     ) -> None:
-        if not callable(make):
+        if not callable(make) or isinstance(make, torch.nn.Module):
             raise OptionError(f"make: got {make!r:.200}, expected a function of a seed that returns a fresh model")
         known = signature(train_model).parameters.keys() - {
             "vae",
@@ -68,7 +68,7 @@ class Candidate:
             raise OptionError(f"candidate: got the fit options {wrong}, expected some of {sorted(known)}")
         if objective is not None:
             chosen_objective(objective)
-        choose("posterior", _named("posterior", posterior)[0], POSTERIORS)
+        checked_options(*_named("posterior", posterior), "posterior")
         self.make, self.objective, self.posterior, self.fit = make, objective, posterior, fit
 
     def __repr__(self) -> str:
@@ -142,6 +142,10 @@ def compare(
     budget = budgets.checked(budget)
     evidence = _named("evidence", evidence)
     choose("evidence", evidence[0], EVIDENCE)
+    if wrong := sorted(evidence[1].keys() - OPTIONS[evidence[0]]):
+        raise OptionError(
+            f"evidence: got the options {wrong} with {evidence[0]!r}, expected some of {sorted(OPTIONS[evidence[0]])}"
+        )
     for name, candidate in candidates.items():
         if budget is not None and "epochs" in candidate.fit:
             raise OptionError(
@@ -204,7 +208,7 @@ def run(task: Task) -> Cell:
 def _kept(task: Task) -> Cell:
     name, candidate, seed, shared = task
     try:
-        vae = candidate.make(seed)
+        vae = _made(candidate, seed)
         if candidate.objective is not None and int(getattr(vae, "steps", 0)):
             raise ProgramError(
                 f"make: got a model fitted for {int(vae.steps)} steps, expected a fresh one for each seed"
@@ -220,6 +224,13 @@ def _kept(task: Task) -> Cell:
         cell = _attempt(task, vae)
         cells.save(path, key, cell)
     return cell
+
+
+def _made(candidate: Candidate, seed: int) -> Any:
+    vae = candidate.make(seed)
+    if not isinstance(vae, torch.nn.Module) or not hasattr(vae, "batch"):
+        raise ProgramError(f"make: got a {type(vae).__name__} for the seed {seed}, expected a model")
+    return vae
 
 
 def _key(task: Task, vae: Any) -> str:
@@ -319,6 +330,15 @@ EVIDENCE: dict[str, Callable[..., Evidence]] = {
 }
 
 
+OPTIONS: dict[str, set[str]] = {
+    "ais": {"num_draws", "steps", "leapfrogs"},
+    "refit": {"num_draws", *signature(refitted).parameters} - {"vae", "train", "seed"},
+    "iwae": {"num_draws"},
+    "psis": {"num_draws"},
+}
+"""Of each estimator."""
+
+
 # ---- what the candidate's own posterior is like
 
 
@@ -370,7 +390,7 @@ def _check_measures(candidates: Mapping[str, Candidate], seed: int, train: Any, 
     measures = {}
     for name, candidate in candidates.items():
         try:
-            vae = candidate.make(seed)
+            vae = _made(candidate, seed)
         except Exception:  # whatever a user's function may raise; it will fail in its cells, with the reason
             continue
         for part, data in (("train", train), ("test", _rows(test))):

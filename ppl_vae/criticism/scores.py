@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, choose, number
-from ppl_vae.infer.draws import Draws, each_block, facts, log_prob_per_feature, minus_squared_error
+from ppl_vae.infer.draws import Draws, each_block, facts, in_mode, log_prob_per_feature, minus_squared_error
+from ppl_vae.infer.given import check_rows, sites_of
+from ppl_vae.infer.scope import isolated
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,6 +67,18 @@ def log_mean_exp(log_values: Tensor) -> tuple[Tensor, Tensor]:
     weights = torch.exp(log_values - torch.where(torch.isfinite(top), top, 0.0))
     average, error = mean(weights)
     return top + torch.log(average), error / average
+
+
+def _check_draws(vae: Any, batch: Batch, draws: Draws) -> None:
+    """Refuse draws of other rows, or by another model."""
+    if draws.z.shape[1] != len(batch.x):
+        raise OptionError(f"draws: got those of {draws.z.shape[1]} rows, expected those of these {len(batch.x)}")
+    if hasattr(vae, "members"):  # whose draws are of several models
+        return
+    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+        sites = sites_of(vae, batch)
+        if sites.shared.keys() == draws.shared.keys() and draws.sites.keys() >= set(sites.local):
+            check_rows(vae, batch, draws, sites)
 
 
 def log_lik(draws: Draws) -> Tensor:
@@ -191,6 +206,7 @@ def score(
             raise OptionError(
                 f"draws: got draws without log_q with scoring={scoring!r}, expected draws of known density"
             )
+        _check_draws(vae, batch, draws)
         parts = [_reduced(draws, how, per_feature)]
     else:
         num_draws = 1 if certain else num_draws

@@ -8,6 +8,7 @@ rows that do not count, so that shapes never change.
 """
 
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import OptionError, ProgramError, first_line
+from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, first_line
 from ppl_vae.infer.elbo import TensorELBO
 from ppl_vae.infer.handlers import Tally, surroundings
 from ppl_vae.infer.history import History
@@ -226,7 +227,10 @@ def step(
     with torch.enable_grad():
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         given = (batch, kl_weight.to(batch.x), share.to(batch.x), present, *noise)
-        value, figures = torch.func.functional_call(loss, {**leaves, **held}, given)
+        tensors = {**leaves, **held}
+        value, figures = torch.func.functional_call(loss, tensors, given)
+        if changed := [name for name, before in {**leaves, **held}.items() if tensors[name] is not before]:
+            raise Untraceable(f"the programs replace {changed[0].removeprefix('vae.')!r} as they run")
         gradients = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     met = [(p, g / rows.to(g), s) for p, g, s in zip(parameters.values(), gradients, states) if g is not None]
     norm = torch.stack([(g * g).sum() for _, g, _ in met]).sum().sqrt()
@@ -249,16 +253,45 @@ KEPT = 64
 """Compiled graphs that are kept, for fits of the same shape."""
 
 
-def compiled(call: Flat, inputs: list[Tensor]) -> Flat:
+def compiled(call: Flat, inputs: list[Tensor], others: list[Tensor]) -> Flat:
     """A function of tensors, which may change them in place, compiled for these shapes; `call` is run on copies only.
+
+    Args:
+        call: the function.
+        inputs: of it.
+        others: of the same shapes and other values: what differs between the two graphs depends on values that no graph
+            sees, as numbers that went through NumPy do.
 
     Raises: Untraceable.
     """
+    graph, constants = _traced(call, inputs)
+    other, held = _traced(call, others)
+    if graph.code != other.code or not all(map(torch.equal, constants, held)):
+        raise Untraceable("the programs do what no graph sees: arithmetic of NumPy, a counter, or a choice by a value")
+    key = (
+        graph.code,
+        tuple((v.shape, v.stride(), v.dtype, v.device) for v in (*inputs, *constants)),
+        torch.get_num_threads(),
+    )
+    if key not in _compiled:
+        if len(_compiled) >= KEPT:
+            _compiled.pop(next(iter(_compiled)))
+        _compiled[key] = _by_inductor(graph, [*(value.clone() for value in inputs), *constants])
+    run = _compiled[key]
+
+    def call_graph(*tensors: Tensor) -> Tensor:
+        with torch.no_grad():
+            return run(*tensors, *constants)[0]
+
+    return call_graph
+
+
+def _traced(call: Flat, inputs: list[Tensor]) -> tuple[torch.fx.GraphModule, list[Tensor]]:
+    """The graph of a function, and the constants that are its last inputs."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    copies = [value.clone() for value in inputs]
     with torch.no_grad():
-        graph = make_fx(lambda *tensors: (call(*tensors),))(*copies)
+        graph = make_fx(lambda *tensors: (call(*tensors),))(*(value.clone() for value in inputs))
     graph.graph.eliminate_dead_code()
     for node in reversed(graph.graph.nodes):
         node.meta.pop("val", None)
@@ -270,17 +303,7 @@ def compiled(call: Flat, inputs: list[Tensor]) -> Flat:
     graph.graph.eliminate_dead_code()
     constants = _lifted(graph)
     graph.recompile()
-    key = (
-        graph.code,
-        tuple((v.shape, v.stride(), v.dtype, v.device) for v in (*inputs, *constants)),
-        torch.get_num_threads(),
-    )
-    if key not in _compiled:
-        if len(_compiled) >= KEPT:
-            _compiled.pop(next(iter(_compiled)))
-        _compiled[key] = _by_inductor(graph, [*copies, *constants])
-    run = _compiled[key]
-    return lambda *tensors: run(*tensors, *constants)[0]
+    return graph, constants
 
 
 def _lifted(graph: torch.fx.GraphModule) -> list[Tensor]:
@@ -292,7 +315,7 @@ def _lifted(graph: torch.fx.GraphModule) -> list[Tensor]:
         if node.target not in constants:
             with graph.graph.inserting_after(last):
                 last = graph.graph.placeholder(f"held{len(constants)}")
-            constants[node.target] = (last, getattr(graph, node.target))
+            constants[node.target] = (last, getattr(graph, node.target).detach())
         node.replace_all_uses_with(constants[node.target][0])
         graph.graph.erase_node(node)
     return [value for _, value in constants.values()]
@@ -301,7 +324,8 @@ def _lifted(graph: torch.fx.GraphModule) -> list[Tensor]:
 def _by_inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
     from torch._inductor import compile as inductor
 
-    return inductor(graph, list(inputs))
+    on_cpu = all(value.device.type == "cpu" for value in inputs)
+    return inductor(graph, list(inputs), options={"cpp_wrapper": on_cpu})  # what calls the kernels in C++ too
 
 
 # ---- steps of a fit
@@ -337,11 +361,19 @@ class CompiledStep:
         self.all_present = torch.ones_like(self.place, dtype=torch.bool)
         data = self.rows.data if self.all_rows else self.rows.data.rows(numbers)
         self.loss.ask(self.rows.data.rows(numbers))
-        asked = sum(request.draws * request.size for request in self.loss.requests if request.local)
-        self.ahead = max(1, min(64, NUMBERS // (max(asked, 1) * self.size)))
+        asked = sum(r.draws * r.size * (self.size if r.local else 1) for r in self.loss.requests)
+        self.ahead = max(1, min(64, NUMBERS // max(asked, 1)))
         scalars = torch.tensor([self.one.lr, 0.5, 0.5, self.size], dtype=torch.float64, device=numbers.device)
-        self.run = compiled(partial(self._call, data), self._flat(data, numbers, scalars, self._once(numbers)))
-        self._check(data, numbers, scalars)
+        others = self.rows.train.flip(0)[: self.size]
+        other_data = self.rows.data if self.all_rows else self.rows.data.rows(others)
+        flat = self._flat(data, numbers, scalars, self._once(numbers))
+        moved = self._flat(other_data, others, scalars / 2, self._once(others))
+        places = range(len(self.inputs.parameters))
+        moved = [v * 1.001 + 1e-4 if j in places else v for j, v in enumerate(moved)]
+        self.run = compiled(partial(self._call, data), flat, moved)
+        self._check_objective(others)
+        for n in sorted({self.size, len(self.rows.train) % self.size or 1}):
+            self._check(other_data, others[:n], scalars)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -364,7 +396,15 @@ class CompiledStep:
         *figures, loss, norm, good = self.run(*flat).tolist()
         if not good:  # the same step without a graph, which finds the site and the rows at fault
             self.eager.number = self.number
-            self.eager(numbers, kl_weight, history)
+            self.eager.on(data.rows(numbers) if self.all_rows else data, numbers, kl_weight, history)
+            raise NonFiniteError(
+                f"step {self.number}: got a loss of {loss:.6g} and a gradient of norm {norm:.6g} from the compiled step "
+                "alone; compiled=False may help",
+                site=None,
+                rows=numbers.tolist(),
+                step=self.number,
+                history=history,
+            )
         observed = self.rows.jacobian(numbers)
         for j, value in enumerate((*figures, -loss, norm * n)):
             self.sums[j] += value + (observed * n if j in OBSERVED else 0.0)
@@ -375,7 +415,7 @@ class CompiledStep:
         """Means over the rows since the last call, in the data's own units."""
         means = {name: value / self.met for name, value in zip((*FIGURES, "objective", "grad_norm"), self.sums)}
         self.sums, self.met = [0.0] * 5, 0
-        return means
+        return {name: means[name] for name in ("objective", "grad_norm", *FIGURES)}
 
     def _flat(self, data: Batch, numbers: Tensor, scalars: Tensor, noise: tuple[Tensor, ...]) -> list[Tensor]:
         """The inputs of a step for these rows, filled up to the size of a batch with the first one."""
@@ -395,29 +435,62 @@ class CompiledStep:
     def _call(self, data: Batch, *flat: Tensor) -> Tensor:
         return self.update(*self.inputs.structured(flat, data))
 
-    def _check(self, data: Batch, numbers: Tensor, scalars: Tensor) -> None:
-        """Compare the graph to the programs, on copies: a whole batch, and one that is filled up.
+    def _check_objective(self, numbers: Tensor) -> None:
+        """Compare the objective in tensors alone, and its gradient to each parameter, to that of the fit.
 
         Raises: Untraceable.
         """
-        for n in sorted({self.size, max(self.size - 1, 1)}):
-            some = numbers[:n]
-            mine = data if self.all_rows else data.rows(torch.arange(n, device=numbers.device))
-            found = self.run(*(v.clone() for v in self._flat(mine, some, scalars, self._once(some))))
-            (noise,) = self.loss.noise([some], n, self.eager.seed, self.number)
-            place = some if self.all_rows else self.place[:n]
-            flat = [v.clone() for v in self.inputs.flat(mine, place, self.all_present[:n], scalars, *noise)]
-            with torch.no_grad():
-                expected = self._call(mine, *flat)
-            first = len(self.inputs.parameters)
-            for (name, value), then in zip(self.inputs.held.items(), flat[first:]):
-                if not torch.equal(value, then):
-                    raise Untraceable(f"the programs change {name.removeprefix('vae.')!r} as they run")
-            if not torch.allclose(found, expected, rtol=AGREES, atol=AGREES):
+        batch, eager = self.rows.data.rows(numbers), self.eager
+        (args, given), keys = batch.arguments(), step_keys(numbers, eager.seed, self.number)
+        half = torch.tensor(0.5).to(batch.x)
+        (noise,) = self.loss.noise([numbers], self.size, eager.seed, self.number)
+        leaves = {name: p.detach().requires_grad_() for name, p in self.inputs.parameters.items()}
+        tensors = {**leaves, **{name: value.clone() for name, value in self.inputs.held.items()}}
+        with torch.enable_grad():
+            own, _ = torch.func.functional_call(self.loss, tensors, (batch, half, half, self.all_present, *noise))
+            mine = torch.autograd.grad(own, list(leaves.values()), allow_unused=True)
+            self.vae.zero_grad(set_to_none=True)
+            with surroundings(eager.target, eager.elbo, numbers, keys, kl_weight=0.5, share=0.5):
+                loss = eager.elbo.loss_and_grads(self.vae.model, self.vae.guide, *args, **given)
+        if not math.isclose(loss, float(own), rel_tol=AGREES, abs_tol=AGREES):
+            raise Untraceable(f"the objective is {loss} without a graph, {float(own)} in tensors alone")
+        named = dict(self.vae.named_parameters())
+        for name, gradient in zip(leaves, mine):
+            short = name.removeprefix("vae.")
+            expected = named[short].grad
+            if (gradient is None) != (expected is None):
                 raise Untraceable(
-                    f"the graph of {n} rows gives {found.tolist()}, the programs {expected.tolist()} (sums of "
-                    f"{', '.join(FIGURES)}, the loss, the gradient's norm)"
+                    f"{short!r} is trained {'in a graph' if expected is None else 'without a graph'} alone"
                 )
+            if gradient is not None:
+                size = AGREES * (1 + float(expected.abs().max()))
+                if not torch.allclose(gradient, expected, rtol=10 * AGREES, atol=size):
+                    raise Untraceable(f"the gradient to {short!r} is another in tensors alone")
+        self.vae.zero_grad(set_to_none=True)
+
+    def _check(self, data: Batch, numbers: Tensor, scalars: Tensor) -> None:
+        """Compare the graph to the programs, on copies, for a batch of so many rows, filled up where it is short.
+
+        Raises: Untraceable.
+        """
+        n = len(numbers)
+        mine = data if self.all_rows else data.rows(torch.arange(n, device=numbers.device))
+        given = [v.clone() for v in self._flat(mine, numbers, scalars, self._once(numbers))]
+        found = self.run(*given)
+        (noise,) = self.loss.noise([numbers], n, self.eager.seed, self.number)
+        place = numbers if self.all_rows else self.place[:n]
+        flat = [v.clone() for v in self.inputs.flat(mine, place, self.all_present[:n], scalars, *noise)]
+        with torch.no_grad():
+            expected = self._call(mine, *flat)
+        first = len(self.inputs.parameters)
+        for (name, value), then in zip(self.inputs.held.items(), flat[first:]):
+            if not torch.equal(value, then):
+                raise Untraceable(f"the programs change {name.removeprefix('vae.')!r} as they run")
+        if not torch.allclose(found, expected, rtol=AGREES, atol=AGREES):
+            raise Untraceable(
+                f"the graph of {n} rows gives {found.tolist()}, the programs {expected.tolist()} (sums of "
+                f"{', '.join(FIGURES)}, the loss, the gradient's norm)"
+            )
 
 
 NUMBERS = 2**22
@@ -441,7 +514,8 @@ def compiled_steps(eager: Any, size: int, insist: bool = False) -> tuple[Any, fl
 
     Raises: OptionError, if it insists, with the reason.
     """
-    start, buffers = time.perf_counter(), [(buffer, buffer.clone()) for buffer in eager.vae.buffers()]
+    start = time.perf_counter()
+    buffers = [(m, n, b, b.clone()) for m in eager.vae.modules() for n, b in m._buffers.items() if b is not None]
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # of torch, about itself
@@ -450,10 +524,13 @@ def compiled_steps(eager: Any, size: int, insist: bool = False) -> tuple[Any, fl
         reason = f"{type(error).__name__}: {first_line(error)}"
         if insist:
             raise OptionError(f"compiled: got True, but no graph could be made of a step: {reason}") from error
-        for buffer, before in buffers:  # a trial may have changed them
-            buffer.copy_(before)
-        log.log(logging.INFO if isinstance(error, Untraceable) else logging.WARNING, "steps not compiled: %s", reason)
+        log.log(logging.INFO if isinstance(error, PplVaeError) else logging.WARNING, "steps not compiled: %s", reason)
         return eager, None
+    finally:
+        for module, name, buffer, before in buffers:  # a trial may have changed them
+            buffer.copy_(before)
+            module._buffers[name] = buffer
+        eager.vae.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - start
     log.info("compiled a step in %.1f s", seconds)
     return steps, seconds

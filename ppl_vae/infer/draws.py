@@ -373,18 +373,18 @@ def facts(vae: Any, batch: Batch) -> Facts:
 
 
 def guided(vae: Any) -> bool:
-    """Whether the guide has any part in what was fitted: not after Monte Carlo EM alone."""
-    return int(getattr(vae, "guide_steps", 1)) > 0 or int(getattr(vae, "steps", 0)) == 0
+    """Whether the guide was trained as long as the model was: not by Monte Carlo EM."""
+    return int(getattr(vae, "guide_steps", 0)) == int(getattr(vae, "steps", 0)) or not hasattr(vae, "guide_steps")
 
 
 def believe(vae: Any) -> None:
-    """Refuse to take a guide's word that no fit has trained, where others were fitted.
+    """Refuse to take a guide's word that the last fit has not trained.
 
     Raises: ProgramError.
     """
     if not guided(vae):
         raise ProgramError(
-            "guide: got one that no fit has trained, such as 'mcem' leaves; expected what does without it, such as "
+            "guide: got one that the last fit has not trained, as 'mcem' leaves it; expected what does without it, such as "
             "posterior(vae, data, 'hmc') and log_evidence(vae, data, 'ais'), or a guide fitted afterwards (`refitted`)"
         )
 

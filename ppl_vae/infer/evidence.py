@@ -65,6 +65,8 @@ class Evidence:
                 above = self.upper - self.log_p
                 error = above.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
                 text += f"; estimates from above less these are {above.mean():.3f} nats on average (se {error:.3f})"
+                if above.mean() < -4 * error:
+                    return f"{text}: do not trust them, these rows cannot be of this very model as it is now"
         elif self.num_draws < FEWEST:
             text = f"{self.num_draws} draws are too few for k-hat, which wants {FEWEST}"
         else:

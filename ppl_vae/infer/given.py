@@ -11,7 +11,17 @@ from torch import Tensor
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError
-from ppl_vae.infer.draws import Draws, is_local, joined, model_sites, row_blocks, row_keys, traces
+from ppl_vae.infer.draws import (
+    Draws,
+    is_local,
+    jacobians,
+    joined,
+    log_densities,
+    model_sites,
+    row_blocks,
+    row_keys,
+    traces,
+)
 from ppl_vae.infer.joint import holding
 from ppl_vae.infer.noise import GAMMA, mix
 from ppl_vae.model.vae import global_sites
@@ -194,6 +204,21 @@ def point_estimates(vae: Any, batch: Batch, draws: Draws, sites: Sites) -> list[
         return []
     gradients = torch.autograd.grad(total, list(learned.values()), allow_unused=True)
     return [name for name, gradient in zip(learned, gradients) if gradient is not None]
+
+
+def check_rows(vae: Any, batch: Batch, draws: Draws, sites: Sites) -> None:
+    """Refuse draws of other rows, or by another model: by log p(x|z) at the first of them.
+
+    Raises: OptionError.
+    """
+    first = held(draws, (*sites.local, *sites.shared), slice(1), slice(None))
+    log_lik = log_densities(model_sites(vae, batch, first, 1), jacobians(vae, batch), batch)[1]
+    if other := (~torch.isclose(log_lik, draws.log_lik[:1], rtol=1e-3, atol=1e-2)).nonzero().tolist():
+        row = other[0][1]
+        raise OptionError(
+            f"draws: got log p(x|z) = {draws.log_lik[0, row]:.6g} at the first draw of row {row}, which this model puts at "
+            f"{log_lik[0, row]:.6g}; expected draws of these rows by this very model"
+        )
 
 
 def held(draws: Draws, names: Iterable[str], which: slice, rows: Any) -> Any:

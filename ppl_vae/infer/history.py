@@ -14,6 +14,8 @@ from ppl_vae.files import write_text
 class History:
     """Columns of one fit, an entry an epoch; bounds in nats a row of the data in its own units, never KL-weighted.
 
+    With sites that all rows share bounds are given these, without their own KL term, which `objective` has.
+
     Columns: epoch, bound (mean over the epoch's training rows as they were met), reconstruction E_q[log p(x|z)], kl E_q[log
     q(z|x) - log p(z)], valid_bound (on the held-out rows, NaN without; bounds and kl are NaN where no guide is trained),
     objective (what was maximised, a row), grad_norm (mean over steps, before clipping), lr and kl_weight (of the last

@@ -61,13 +61,8 @@ def posterior(
         >>> bool((exact.z.mean(0) - ppca.posterior(x[:3]).mean).abs().max() < 0.1)
         True
     """
-    make = choose("method", method, METHODS)
+    make = checked_options(method, options)
     num_draws = whole("num_draws", num_draws)
-    known = {name for name, p in signature(make).parameters.items() if p.kind is Parameter.KEYWORD_ONLY}
-    if unknown := sorted(options.keys() - known):
-        raise OptionError(f"posterior: got the options {unknown} with {method!r}, expected some of {sorted(known)}")
-    for name, value in options.items():
-        number(name, value) if name == "lr" else whole(name, value, 0 if name == "warmup" else 1)
     batch = vae.batch(data)
     programs = facts(vae, batch)
     if method != "amortized" and (programs.point or not programs.proper):
@@ -75,6 +70,20 @@ def posterior(
         raise OptionError(f"method: got {method!r} for {what}, expected 'amortized'")
     found = make(vae, batch, num_draws, seed, **options)
     return found._replace(stats={"method": method, **found.stats})
+
+
+def checked_options(method: str, options: dict[str, Any], what: str = "method") -> Callable[..., Draws]:
+    """The function of a method, whose options these are.
+
+    Raises: OptionError.
+    """
+    make = choose(what, method, METHODS)
+    known = {name for name, p in signature(make).parameters.items() if p.kind is Parameter.KEYWORD_ONLY}
+    if unknown := sorted(options.keys() - known):
+        raise OptionError(f"posterior: got the options {unknown} with {method!r}, expected some of {sorted(known)}")
+    for name, value in options.items():
+        number(name, value) if name == "lr" else whole(name, value, 0 if name == "warmup" else 1)
+    return make
 
 
 def _amortized(vae: Any, batch: Batch, num_draws: int, seed: int) -> Draws:

@@ -89,7 +89,8 @@ class OneOptimizer(PyroOptim):
 
     def _optimizer(self, params: Any) -> torch.optim.Optimizer:
         if self.torch is None:
-            ordered = [p for _, p in pyro.get_param_store().named_parameters() if p in params]
+            named = pyro.get_param_store().named_parameters()
+            ordered = list({id(p): p for _, p in named if p in params}.values())  # a shared one has several names
             self.torch = self.make(ordered, lr=self.lr, weight_decay=self.weight_decay, fused=True)
             self.scale_lr(self.factor)
         return self.torch

@@ -74,7 +74,8 @@ def fit(
         binarize: "threshold" (x > 1/2), "stochastic" (drawn anew each step with x as probability) or None.
         device: move the model there first; None: where it is.
         compiled: run whole steps as one compiled graph: True, False, or "auto": on a CPU, where 20,000 steps or more are
-            planned, and where it can be; else it says why not in the log. Noise and results are the same up to rounding.
+            planned, and where it can be; else it says why not in the log. Noise and results are the same up to rounding. The
+            graph is made once: of what a callback changes later it sees values that are changed in place, and no more.
         seed: of split, order and noise. A fit is a function of model, data, options and seed. A second fit of a model goes
             on with fresh noise and order under the same seed, and with the same split; another seed has another split,
             which holds out rows that were trained on.
@@ -216,7 +217,11 @@ class Step:
         """Be told what batches an epoch has."""
 
     def __call__(self, numbers: Tensor, kl_weight: float, history: History) -> None:
-        one, tally, batch = self.one, Tally(), self.rows.take(numbers)
+        self.on(self.rows.take(numbers), numbers, kl_weight, history)
+
+    def on(self, batch: Batch, numbers: Tensor, kl_weight: float, history: History) -> None:
+        """A step on these rows."""
+        one, tally = self.one, Tally()
         one.rows = len(numbers)
         keys = step_keys(numbers, self.seed, self.number)
         weights: Any = {"kl_weight": kl_weight, "share": len(numbers) / len(self.rows.train)}

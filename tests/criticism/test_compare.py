@@ -432,10 +432,7 @@ def test_the_others_go_on_where_a_cell_fails() -> None:
         "spoilt": (pv.Candidate(spoilt), "NonFiniteError: step 0"),
         "used": (pv.Candidate(used), "ProgramError: make: got a model fitted for 1 steps"),
         "short": (pv.Candidate(partial(linear, 1), particles=500), "OptionError: budget: got 2000 gradients"),
-        "unknown": (
-            pv.Candidate(partial(linear, 1), posterior=("svi", {"stride": 3})),
-            "OptionError: posterior: got the options",
-        ),
+        "no model": (pv.Candidate(print), "ProgramError: make: got a NoneType for the seed 1, expected a model"),
     }
     candidates = {name: candidate for name, (candidate, _) in reasons.items()} | {
         "good": pv.Candidate(partial(linear, 1))
@@ -601,7 +598,7 @@ def test_options_that_no_key_can_be_made_of(tmp_path: Path) -> None:
 
 
 def test_a_failed_cell_is_kept_until_it_is_asked_for_again(tmp_path: Path, count: Callable[[], int]) -> None:
-    candidates = {"spoilt": pv.Candidate(partial(linear, 1), posterior=("svi", {"stride": 3}), epochs=1)}
+    candidates = {"spoilt": pv.Candidate(spoilt, epochs=1)}
 
     def run(**options: Any) -> int:
         assert (
@@ -708,6 +705,10 @@ def test_wrong_options_of_a_candidate(name: str) -> None:
 def test_names_are_looked_up_before_the_first_fit() -> None:
     with pytest.raises(OptionError, match="objective: got 'elbow', expected one of 'elbo'"):
         pv.Candidate(broken, "elbow")
+    with pytest.raises(OptionError, match=r"posterior: got the options \['stride'\] with 'svi'"):
+        pv.Candidate(broken, posterior=("svi", {"stride": 3}))
+    with pytest.raises(OptionError, match=r"evidence: got the options \['stepz'\] with 'ais'"):
+        pv.compare({"a": pv.Candidate(broken)}, TRAIN, TEST, evidence=("ais", {"stepz": 3}))
     with pytest.raises(OptionError, match="posterior: got 'divination'"):
         pv.Candidate(broken, posterior="divination")
 

@@ -164,6 +164,10 @@ def test_bad_options(linear):
         score(linear, X, "elbo", per_feature=True)
     with pytest.raises(pv.OptionError, match="need new ones"):
         score(linear, X, "reconstruction_error", draws=pv.draws(linear, X, 2))
+    with pytest.raises(pv.OptionError, match="draws: got those of 3 rows"):
+        score(linear, X, draws=pv.draws(linear, X[:3], 2))
+    with pytest.raises(pv.OptionError, match="expected draws of these rows by this very model"):
+        score(linear, X[3:6], draws=pv.draws(linear, X[:3], 2))
     autoencoder = pv.build(X, posterior="delta", prior="flat", scale=1.0)
     with pytest.raises(pv.OptionError, match="'iwae' for an improper prior"):
         score(autoencoder, X, "iwae")

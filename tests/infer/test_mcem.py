@@ -40,9 +40,9 @@ def test_the_guide_is_not_believed(rows, tmp_path):
     pv.save(vae, tmp_path)
     for one in (vae, pv.load(tmp_path)):
         for ask in (pv.score, pv.encode, pv.reconstruct, pv.log_evidence, pv.draws, pv.to_arviz):
-            with pytest.raises(pv.ProgramError, match="guide: got one that no fit has trained"):
+            with pytest.raises(pv.ProgramError, match="guide: got one that the last fit has not trained"):
                 ask(one, rows)
-        with pytest.raises(pv.ProgramError, match="no fit has trained"):
+        with pytest.raises(pv.ProgramError, match="the last fit has not trained"):
             pv.sbc(one, 20)
         assert np.isfinite(pv.log_evidence(one, rows[:3], "ais", 4, steps=5).log_p).all()
         drawn = pv.posterior(one, rows[:3], "hmc", 4, warmup=5)
@@ -50,6 +50,9 @@ def test_the_guide_is_not_believed(rows, tmp_path):
         assert pv.generate(one, 3).x.shape == (3, 4)
     pv.fit(vae, rows, epochs=1, progress=False)
     assert pv.score(vae, rows).values.shape == (80,)
+    pv.fit(vae, rows, objective="mcem", epochs=1, progress=False)
+    with pytest.raises(pv.ProgramError, match="the last fit has not trained"):  # of a model that is gone
+        pv.score(vae, rows)
 
 
 def test_chains_go_on(rows):
