@@ -26,7 +26,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "50": {"particles": 50, "epochs": 36},
     "1 as 50": {"particles": 1, "epochs": 36},
     "5 as 50": {"particles": 5, "epochs": 36},
-    "1 long": {"particles": 1, "epochs": 600},
+    "1 long": {"particles": 1, "epochs": 1000},
 }
 MODEL = {"latent": 50, "hidden": (200, 200), "likelihood": "bernoulli", "seed": 0}
 FIT = {"batch_size": 100, "lr": 1e-3, "binarize": "stochastic", "valid": 0.0}

@@ -55,7 +55,7 @@ def whole(name: str, value: Any, least: int | None = 1) -> int:
         got = None
     if got is None or isinstance(value, bool) or (least is not None and got < least):
         limit = "" if least is None else f" of at least {least}"
-        raise OptionError(f"{name}: got {value!r}, expected a whole number{limit}")
+        raise OptionError(f"{name}: got {value!r:.200}, expected a whole number{limit}")
     return got
 
 
@@ -72,6 +72,6 @@ def number(name: str, value: Any, above: float = 0.0, *, inclusive: bool = False
         got = math.nan
     if not math.isfinite(got) or got < above or (got == above and not inclusive):
         raise OptionError(
-            f"{name}: got {value!r}, expected a number {'of at least' if inclusive else 'above'} {above:g}"
+            f"{name}: got {value!r:.200}, expected a number {'of at least' if inclusive else 'above'} {above:g}"
         )
     return got

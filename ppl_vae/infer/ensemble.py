@@ -53,6 +53,9 @@ class Ensemble(nn.Module):
                     f"members: got other columns or scales in number {number} than in number 0, expected models of the "
                     "same data"
                 )
+        kinds = {p.dtype for member in members for p in member.parameters()}
+        if len(kinds) > 1:
+            raise OptionError(f"members: got weights of {' and '.join(sorted(map(str, kinds)))}, expected one type")
         if not members:
             raise OptionError("members: got none, expected at least one model")
         self.members = nn.ModuleList(members)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from math import isnan
 from os import PathLike
 from typing import Any
 
@@ -68,4 +69,10 @@ class History:
     def __repr__(self) -> str:
         if not self.epochs:
             return "History(no epochs)"
-        return f"History({len(self)} epochs, bound {self.epochs[-1]['bound']:.4f} nats a row)"
+        return f"History({len(self)} epochs, {self.latest()} nats a row)"
+
+    def latest(self, digits: int = 4) -> str:
+        """The last epoch's bound in words; the objective, where there is no bound."""
+        last = self.epochs[-1]
+        name = "objective" if isnan(last["bound"]) and "objective" in last else "bound"
+        return f"{name} {last[name]:.{digits}f}"

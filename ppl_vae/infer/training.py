@@ -132,6 +132,8 @@ def fit(
             vae.to(device)
         except (RuntimeError, AssertionError) as error:
             raise OptionError(f"device: got {device!r}, expected one that torch has here: {error}") from error
+    if not hasattr(vae, "guide") or not hasattr(vae, "batch"):
+        raise OptionError(f"vae: got a {type(vae).__name__}, expected a model with its guide, and data after it")
     encoded = vae.batch(data, minimum_rows=2)
     history = History()
     with isolated(vae, seed), warnings.catch_warnings(), in_mode(vae, training=True):
@@ -180,7 +182,7 @@ def fit(
             )
             latest = history.epochs[-1]
             took = "" if history.compile_seconds is None else f", compiled in {history.compile_seconds:.0f} s"
-            bar.set_postfix_str(f"bound {latest['bound']:.2f}, {latest['rows_per_s']:.0f} rows/s{took}")
+            bar.set_postfix_str(f"{history.latest(2)}, {latest['rows_per_s']:.0f} rows/s{took}")
             remember(vae)
             for callback in callbacks:
                 callback(vae, history)

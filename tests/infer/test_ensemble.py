@@ -134,6 +134,7 @@ def test_what_is_each_members_own_is_refused(use):
         (lambda: [*neural(), 3], "got a int as number 3"),
         (lambda: [pv.Ensemble(neural())], "got a Ensemble as number 0"),
         (lambda: [pv.build(X, latent=2), pv.build(2 * X, latent=2)], "other columns or scales in number 1"),
+        (lambda: [pv.build(X, latent=2), pv.build(X, latent=2).double()], "torch.float32 and torch.float64"),
     ],
 )
 def test_members_are_models_of_the_same_data(members, message):

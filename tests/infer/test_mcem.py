@@ -29,6 +29,7 @@ def test_maximum_likelihood(rows):
     log_p = pv.log_evidence(vae, rows, "ais", 32, steps=30).log_p.mean()
     assert log_p == pytest.approx(pv.PPCA(1).fit(rows).log_prob(rows).mean(), abs=0.01)
     assert all(torch.equal(p, q) for p, q in zip(before, vae.encoder.parameters()))
+    assert repr(history) == f"History(250 epochs, objective {history['objective'][-1]:.4f} nats a row)"
     assert np.isnan(history["bound"]).all() and np.isfinite(history["objective"]).all()
 
 

@@ -181,6 +181,12 @@ def test_the_gradient_is_that_of_the_mean_over_rows():
         assert torch.allclose(p, q - 0.1 * q.grad / 300, atol=1e-5)
 
 
+def test_arguments_in_another_order():
+    x = np.random.RandomState(0).randn(5, 2)
+    with pytest.raises(pv.OptionError, match="vae: got a ndarray, expected a model with its guide"):
+        pv.fit(x, pv.build(x, latent=1))
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_trains(optimizer):
     history = pv.fit(small(), X, optimizer=optimizer, epochs=5, lr=1e-2, weight_decay=1e-4, progress=False)
