@@ -45,7 +45,15 @@ def run(name: str, particles: int, epochs: int) -> dict[str, Any]:
     vae = pv.build(data.x, **MODEL)
     objective = "elbo" if particles == 1 else "iwae"
     history = pv.fit(
-        vae, data.x, objective=objective, particles=particles, epochs=epochs, seed=0, progress=False, **FIT
+        vae,
+        data.x,
+        objective=objective,
+        particles=particles,
+        epochs=epochs,
+        seed=0,
+        progress=False,
+        compiled="auto",
+        **FIT,
     )
     log_p = pv.log_evidence(vae, test, "iwae", 5000, seed=1).log_p
     rows_of(name).parent.mkdir(parents=True, exist_ok=True)
