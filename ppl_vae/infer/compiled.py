@@ -170,7 +170,6 @@ class Inputs:
         self.states: list[State] = [[torch.zeros_like(p) for _ in range(kept)] for p in self.parameters.values()]
         self.t = torch.zeros((), dtype=torch.float64, device=next(iter(tensors.values())).device)
         self.kept = kept
-
         self.model = [*self.parameters.values(), *self.held.values(), *(v for s in self.states for v in s), self.t]
 
     def flat(self, data: Batch, *further: Tensor) -> list[Tensor]:
@@ -442,8 +441,7 @@ class CompiledStep:
         """
         batch, eager = self.rows.data.rows(numbers), self.eager
         (args, given), keys = batch.arguments(), step_keys(numbers, eager.seed, self.number)
-        half = torch.tensor(0.5).to(batch.x)
-        (noise,) = self.loss.noise([numbers], self.size, eager.seed, self.number)
+        half, noise = torch.tensor(0.5).to(batch.x), self._once(numbers)
         leaves = {name: p.detach().requires_grad_() for name, p in self.inputs.parameters.items()}
         tensors = {**leaves, **{name: value.clone() for name, value in self.inputs.held.items()}}
         with torch.enable_grad():
@@ -466,7 +464,6 @@ class CompiledStep:
                 size = AGREES * (1 + float(expected.abs().max()))
                 if not torch.allclose(gradient, expected, rtol=10 * AGREES, atol=size):
                     raise Untraceable(f"the gradient to {short!r} is another in tensors alone")
-        self.vae.zero_grad(set_to_none=True)
 
     def _check(self, data: Batch, numbers: Tensor, scalars: Tensor) -> None:
         """Compare the graph to the programs, on copies, for a batch of so many rows, filled up where it is short.
@@ -475,8 +472,7 @@ class CompiledStep:
         """
         n = len(numbers)
         mine = data if self.all_rows else data.rows(torch.arange(n, device=numbers.device))
-        given = [v.clone() for v in self._flat(mine, numbers, scalars, self._once(numbers))]
-        found = self.run(*given)
+        found = self.run(*(v.clone() for v in self._flat(mine, numbers, scalars, self._once(numbers))))
         (noise,) = self.loss.noise([numbers], n, self.eager.seed, self.number)
         place = numbers if self.all_rows else self.place[:n]
         flat = [v.clone() for v in self.inputs.flat(mine, place, self.all_present[:n], scalars, *noise)]
@@ -527,10 +523,10 @@ def compiled_steps(eager: Any, size: int, insist: bool = False) -> tuple[Any, fl
         log.log(logging.INFO if isinstance(error, PplVaeError) else logging.WARNING, "steps not compiled: %s", reason)
         return eager, None
     finally:
-        for module, name, buffer, before in buffers:  # a trial may have changed them
+        for module, name, buffer, before in buffers:  # the trial may have changed them
             buffer.copy_(before)
             module._buffers[name] = buffer
-        eager.vae.zero_grad(set_to_none=True)
+        eager.vae.zero_grad(set_to_none=True)  # of the trial
     seconds = time.perf_counter() - start
     log.info("compiled a step in %.1f s", seconds)
     return steps, seconds
