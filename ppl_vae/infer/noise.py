@@ -4,7 +4,7 @@ A key is 64 bits for each row: of the row's bytes in scoring, of (step, row numb
 a hash of its key and j (splitmix64's finaliser, Steele, Lea & Flood 2014), independent between rows and keys.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from math import prod
 from types import MappingProxyType
@@ -40,9 +40,12 @@ def row_keys(x: Tensor, seed: int) -> Tensor:
 
 def step_keys(rows: Tensor, seed: int, step: int) -> Tensor:
     """Keys (b,) from the row numbers (b,) of one training step."""
-    return mix(
-        rows * GAMMA + mix(torch.tensor([_wrapped(seed) ^ step * FIRST & 0x7FFFFFFFFFFFFFFF], device=rows.device))
-    )
+    return mix(rows * GAMMA + step_salts(seed, [step]).to(rows.device))
+
+
+def step_salts(seed: int, steps: Iterable[int]) -> Tensor:
+    """What tells the keys of one step from those of another, (m,)."""
+    return mix(torch.tensor([_wrapped(seed) ^ step * FIRST & 0x7FFFFFFFFFFFFFFF for step in steps]))
 
 
 def _wrapped(seed: int) -> int:
@@ -98,6 +101,29 @@ def requested(request: Request, keys: Tensor, shared: Tensor | None = None) -> T
     else:
         own = mix(mix(keys + request.salt).sum(0, keepdim=True))
     return uniforms(mix(own + request.call) if request.call else own, request.draws, request.size, request.first)
+
+
+def requested_by_step(
+    requests: Sequence[Request], numbers: Tensor, salts: Tensor, present: Tensor
+) -> tuple[Tensor, ...]:
+    """The noise that sites ask for in steps that follow one another, each (m, draws, n, size), with n = 1 where not local.
+
+    Args:
+        requests: what is asked for in each step.
+        numbers: (m, n) rows of each.
+        salts: (m,) of the steps.
+        present: (m, n) of bool, rows that count.
+    """
+    found, keys = [], mix(numbers * GAMMA + salts[:, None])
+    for request in requests:
+        own = mix(keys + request.salt)
+        if not request.local:
+            own = mix((own * present).sum(1, keepdim=True))
+        if request.call:
+            own = mix(own + request.call)
+        noise = uniforms(own.reshape(-1), request.draws, request.size, request.first)
+        found.append(noise.reshape(request.draws, *own.shape, request.size).transpose(0, 1))
+    return tuple(found)
 
 
 class Keyed(Messenger):

@@ -159,12 +159,9 @@ def fit(
             began = time.perf_counter()
             warm = min(1.0, epoch / kl_warmup) if kl_warmup else 1.0
             batches = rows.batches(batch_size)
-            step.begin(batches)
-            for numbers in batches:
-                done = (step.number - first) / total
-                one.scale_lr(factor(done))
-                kl_weight = warm * target.kl_weight(done)
-                step(numbers, kl_weight, history)
+            done = [(step.number - first + j) / total for j in range(len(batches))]
+            factors, kl_weights = [factor(d) for d in done], [warm * target.kl_weight(d) for d in done]
+            step.epoch(batches, factors, kl_weights, history)
             seconds = time.perf_counter() - began
             vae.steps.fill_(step.number)
             if target.trains_guide:
@@ -174,8 +171,8 @@ def fit(
                     "epoch": epoch,
                     **step.means(),
                     "valid_bound": _bound(vae, rows.valid, target, particles, seed),
-                    "lr": one.lr * one.factor,
-                    "kl_weight": kl_weight,
+                    "lr": lr * factors[-1],
+                    "kl_weight": kl_weights[-1],
                     "seconds": time.perf_counter() - start,
                     "rows_per_s": len(rows.train) / seconds,
                 }
@@ -215,11 +212,18 @@ class Step:
         """All parameters, once the first step has been taken."""
         return self.one.parameters
 
-    def begin(self, batches: list[Tensor]) -> None:
-        """Be told what batches an epoch has."""
+    def epoch(self, batches: list[Tensor], factors: list[float], kl_weights: list[float], history: History) -> None:
+        """A step on each batch.
 
-    def __call__(self, numbers: Tensor, kl_weight: float, history: History) -> None:
-        self.on(self.rows.take(numbers), numbers, kl_weight, history)
+        Args:
+            batches: row numbers (b,) of each.
+            factors: of the step size.
+            kl_weights: of the KL term.
+            history: so far, for errors.
+        """
+        for numbers, factor, kl_weight in zip(batches, factors, kl_weights):
+            self.one.scale_lr(factor)
+            self.on(self.rows.take(numbers), numbers, kl_weight, history)
 
     def on(self, batch: Batch, numbers: Tensor, kl_weight: float, history: History) -> None:
         """A step on these rows."""

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import ppl_vae as pv
-from ppl_vae.infer import compiled
-from ppl_vae.infer.compiled import UPDATES
+from ppl_vae.infer import compiled, graphs
 from ppl_vae.infer.optim import OPTIMIZERS
+from ppl_vae.infer.updates import UPDATES, Sizes
 
 RANDOM = np.random.RandomState(0)
 X = RANDOM.randn(52, 4)
@@ -39,8 +39,14 @@ FIT: dict[str, Any] = {"epochs": 2, "batch_size": 16, "lr": 1e-2, "valid": 0.0, 
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Graphs are run as they are, and counted."""
     made: list[int] = []
-    monkeypatch.setattr(compiled, "_by_inductor", lambda graph, inputs: made.append(1) or graph)
-    monkeypatch.setattr(compiled, "_compiled", {})
+
+    def as_it_is(graph: Any, inputs: list[torch.Tensor], **options: Any) -> Any:
+        if not options:  # the loop itself
+            made.append(1)
+        return graph
+
+    monkeypatch.setattr(graphs, "_by_inductor", as_it_is)
+    monkeypatch.setattr(graphs, "_compiled", {})
     return made
 
 
@@ -161,7 +167,8 @@ def test_optimizers_are_those_of_torch(name: str, decay: float) -> None:
         g = torch.sin(own * t)
         other.grad = g.clone()
         optimizer.step()
-        own, state = update(own, g, state, torch.tensor(float(t)).double(), torch.tensor(0.05).double(), decay)
+        sizes = Sizes(*(torch.tensor(v, dtype=torch.float64) for v in (0.05, 1 - 0.9**t, (1 - 0.999**t) ** 0.5)))
+        own, state = update(own, g, state, sizes, decay)
         assert torch.allclose(own, other.detach(), rtol=1e-12)
 
 
@@ -322,11 +329,16 @@ def test_auto_is_for_long_fits(traced: list[int], monkeypatch: pytest.MonkeyPatc
 def test_a_wrong_graph_is_caught(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
     """Whatever a compiler makes of it: a bound, loss or gradient that is off by a thousandth is not trusted."""
 
-    def wrong(graph: Any, inputs: list[torch.Tensor]) -> Any:
-        factor = torch.ones(6).index_fill(0, torch.tensor([place]), 1.001)
-        return lambda *flat: (graph(*flat)[0] * factor,)
+    def wrong(graph: Any, inputs: list[torch.Tensor], **options: Any) -> Any:
+        factor = torch.ones(5).index_fill(0, torch.tensor([place]), 1.001)
 
-    monkeypatch.setattr(compiled, "_by_inductor", wrong)
-    monkeypatch.setattr(compiled, "_compiled", {})
+        def run(*flat: torch.Tensor) -> Any:
+            good, sums, *state = graph(*flat)
+            return good, sums * factor, *state
+
+        return graph if options else run
+
+    monkeypatch.setattr(graphs, "_by_inductor", wrong)
+    monkeypatch.setattr(graphs, "_compiled", {})
     with pytest.raises(pv.OptionError, match="the graph of 4 rows gives"):
         pv.fit(small(), X, compiled=True, **FIT)

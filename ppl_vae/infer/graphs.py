@@ -1,0 +1,235 @@
+"""Functions of tensors as graphs: written down by `torch.fx`, run in a loop of their own, compiled by TorchInductor."""
+
+from collections.abc import Callable, Sequence
+from operator import getitem
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule
+
+from ppl_vae.errors import ProgramError
+
+Flat = Callable[..., Any]
+
+
+class Untraceable(ProgramError):
+    """Why there is no graph."""
+
+
+class Traced(NamedTuple):
+    """A graph, and the constants that are its last inputs."""
+
+    graph: GraphModule
+    constants: list[Tensor]
+
+
+def traced(call: Flat, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> Traced:
+    """A function of tensors, which changes none of them, as a graph.
+
+    Args:
+        call: the function; it is run, on copies.
+        inputs: of it.
+        others: of the same shapes and other values: what differs between the two graphs depends on values that no graph
+            sees, as numbers that went through NumPy do.
+
+    Raises: Untraceable.
+    """
+    one, two = _traced(call, inputs), _traced(call, others)
+    if one.graph.code != two.graph.code or not all(map(torch.equal, one.constants, two.constants)):
+        raise Untraceable("the programs do what no graph sees: arithmetic of NumPy, a counter, or a choice by a value")
+    return one
+
+
+def _traced(call: Flat, inputs: Sequence[Tensor]) -> Traced:
+    graph = written(call, inputs)
+    for node in reversed(graph.graph.nodes):
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+            continue
+        if node.users or any(len(value.users) > 1 for value in node.all_input_nodes):
+            raise Untraceable(f"the programs draw noise of their own, by {node.target}")
+        graph.graph.erase_node(node)  # a draw that nothing reads, as of a program run for its shapes
+    graph.graph.eliminate_dead_code()
+    constants = _lifted(graph)
+    graph.recompile()
+    return Traced(graph, constants)
+
+
+def written(call: Flat, inputs: Sequence[Tensor]) -> GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad():
+        graph = make_fx(lambda *tensors: call(*tensors))(*(value.clone() for value in inputs))
+    graph.graph.eliminate_dead_code()
+    for node in graph.graph.nodes:
+        node.meta.pop("val", None)
+    graph.recompile()
+    return graph
+
+
+def _lifted(graph: GraphModule) -> list[Tensor]:
+    """Turn tensors that a graph holds into its last inputs, so that graphs that differ in these alone are one."""
+    constants: dict[Any, tuple[Any, Tensor]] = {}
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    last = placeholders[-1]
+    for node in [node for node in graph.graph.nodes if node.op == "get_attr"]:
+        if node.target not in constants:
+            with graph.graph.inserting_after(last):
+                last = graph.graph.placeholder(f"held{len(constants)}")
+            constants[node.target] = (last, getattr(graph, node.target).detach())
+        node.replace_all_uses_with(constants[node.target][0])
+        graph.graph.erase_node(node)
+    return [value for _, value in constants.values()]
+
+
+# ---- what can be done beforehand
+
+
+def parted(graph: GraphModule, inputs: Sequence[Tensor], places: range) -> tuple[GraphModule | None, GraphModule]:
+    """Part off what depends on some inputs alone, as a graph from these to what the rest then takes in their place.
+
+    Args:
+        graph: of `inputs`.
+        inputs: of it.
+        places: of the inputs in question, of which there may be none.
+
+    Returns: the first graph, or None if nothing can be done beforehand, and the second one.
+    """
+    if any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.graph.nodes):
+        graph = written(torch.func.functionalize(graph, remove="mutations"), inputs)
+    heads = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    own = {heads[j] for j in places}
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.all_input_nodes and own.issuperset(node.all_input_nodes):
+            own.add(node)
+    border = [node for node in graph.graph.nodes if node in own and any(user not in own for user in node.users)]
+    if own.issubset(heads) or not border:
+        return None, graph
+    before, copies = Graph(), dict[Any, Any]()
+    for node in graph.graph.nodes:
+        if node in own:
+            copies[node] = before.node_copy(node, copies.__getitem__)
+    before.output(tuple(copies[node] for node in border))
+    last = heads[places.start - 1]
+    for node in border:
+        with graph.graph.inserting_after(last):
+            last = graph.graph.placeholder(f"done_{node.name}")
+        node.replace_all_uses_with(last)
+    graph.graph.eliminate_dead_code()
+    for j in places:
+        graph.graph.erase_node(heads[j])
+    graph.recompile()
+    return GraphModule(nn.Module(), before), graph
+
+
+# ---- steps one after another
+
+
+def looped(step: Flat, state: Sequence[Tensor], held: Sequence[Tensor], stacks: Sequence[Tensor]) -> GraphModule:
+    """Steps one after another in one graph, until one of them is not good.
+
+    Args:
+        step: (state, held, what belongs to one step) to its sums, whether it was good, as () of bool, and the next state.
+        state: what steps change.
+        held: what they only read.
+        stacks: (L, ...) of what belongs to each step.
+
+    Returns: a graph of (state, n, held, stacks) to the steps that were good, the sums over them and the one that was not,
+        and the last state.
+    """
+    kept, read = len(state), len(held)
+
+    def body(j: Tensor, good: Tensor, sums: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        rest = tensors[kept + 1 :]
+        of_step = [stack.index_select(0, j.reshape(1)).squeeze(0) for stack in rest[read:]]
+        found, well, following = step(tensors[:kept], rest[:read], of_step)
+        return j + well.to(j.dtype), well.clone(), sums + found, *(v.contiguous() for v in following)
+
+    def goes_on(j: Tensor, good: Tensor, sums: Tensor, *tensors: Tensor) -> tuple[Tensor]:
+        return (torch.logical_and(j < tensors[kept], good),)
+
+    device = state[0].device
+    j, n = torch.zeros((), dtype=torch.int64, device=device), torch.ones((), dtype=torch.int64, device=device)
+    good = torch.ones((), dtype=torch.bool, device=device)
+    with torch.no_grad():
+        sums = torch.zeros_like(step(state, held, [stack[0] for stack in stacks])[0])
+    inputs = [j, good, sums, *state, n, *held, *stacks]
+    root = nn.Module()
+    root.body = written(body, inputs)
+    root.condition = written(lambda *tensors: goes_on(*tensors)[0], inputs)
+    outer, carried = Graph(), 3 + kept
+    heads = [outer.placeholder(f"in{i}") for i in range(len(inputs) - 3)]
+    start = [
+        outer.call_function(
+            torch.ops.aten.full.default, (list(v.shape), v.dtype == torch.bool), {"dtype": v.dtype, "device": device}
+        )
+        for v in (j, good, sums)
+    ]
+    heads = [*start, *heads]
+    condition, of_body = outer.get_attr("condition"), outer.get_attr("body")
+    ran = outer.call_function(
+        torch.ops.higher_order.while_loop, (condition, of_body, tuple(heads[:carried]), tuple(heads[carried:]))
+    )
+    steps, _, total, *last = [outer.call_function(getitem, (ran, i)) for i in range(carried)]
+    outer.output((steps, total, *last))
+    return GraphModule(root, outer)
+
+
+# ---- compilers
+
+_compiled: dict[Any, Flat] = {}
+KEPT = 64
+"""Compiled graphs that are kept, for fits of the same shape."""
+
+
+def compiled(graph: GraphModule, inputs: Sequence[Tensor], **options: Any) -> Flat:
+    """A graph, compiled for these shapes; graphs of one code are compiled once.
+
+    Args:
+        graph: returns a tuple.
+        inputs: of it.
+        options: of TorchInductor.
+    """
+    codes = [part.code for part in graph.modules() if isinstance(part, GraphModule)]
+    shapes = ((v.shape, v.stride(), v.dtype, v.device) for v in inputs)
+    key = (*codes, *shapes, *sorted(options.items()), torch.get_num_threads())
+    if key not in _compiled:
+        if len(_compiled) >= KEPT:
+            _compiled.pop(next(iter(_compiled)))
+        _compiled[key] = _by_inductor(graph, [value.clone() for value in inputs], **options)
+    run = _compiled[key]
+
+    def call(*tensors: Tensor) -> Any:
+        with torch.no_grad():
+            return run(*tensors)
+
+    return call
+
+
+def _by_inductor(graph: GraphModule, inputs: list[Any], **options: Any) -> Any:
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import compile as inductor
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    on_cpu = all(value.device.type == "cpu" for value in inputs)
+    mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # a loop wants shapes to be symbols, in principle
+    with tracing(TracingContext(mode)):
+        return inductor(
+            graph, inputs, options={"cpp_wrapper": on_cpu, "cpp.use_decompose_tanh": True, **options}
+        )  # what calls the kernels in C++ too
+
+
+def exactly(call: Flat, inputs: Sequence[Tensor]) -> Flat:
+    """A function that computes with whole numbers, compiled on a CPU, where the result is the same bit by bit.
+
+    TorchInductor 2.13 may write past the end of vectors of int64 whose length is no multiple of eight, hence loops that are
+    left to the C++ compiler to make vectors of.
+    """
+    if any(value.device.type != "cpu" for value in inputs):
+        return call
+    graph = written(call, inputs)
+    if not any(node.op == "call_function" for node in graph.graph.nodes):
+        return call
+    run = compiled(graph, inputs, **{"cpp.simdlen": 1, "cpp_wrapper": False})
+    return run if all(map(torch.equal, run(*inputs), call(*inputs))) else call
