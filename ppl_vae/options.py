@@ -84,6 +84,6 @@ class FitOptions:
     valid: float = 0.1
     patience: int | None = None
     binarize: str | None = None
-    compiled: bool | str = False
+    compiled: bool | str = "auto"
     seed: int = 0
     progress: bool = True

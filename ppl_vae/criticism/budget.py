@@ -42,7 +42,7 @@ def fit_within(vae: Any, train: Any, budget: dict[str, float] | None, **options:
         train: n rows.
         budget: {"gradients": g}, in which a row's log weight under one draw counts as one: as many whole epochs as it
             holds. {"seconds": s}: as many as fit in by the speed of a trial on a copy; a fit that turns out slower is
-            stopped after the epoch in which its time runs out. None: the fit's own epochs.
+            stopped after the epoch in which its time runs out; compiled="auto" is False here. None: the fit's own epochs.
         options: of `fit`.
 
     Returns: the history, and the number of gradient evaluations.
@@ -90,12 +90,12 @@ def _by_gradients(amount: float, each: float, vae: Any, train: Any, options: dic
 def _by_seconds(amount: float, each: float, vae: Any, train: Any, options: dict[str, Any]) -> dict[str, Any]:
     if options.get("patience") is not None:  # the best weights would be lost where the clock stops the fit
         raise OptionError(f"patience: got {options['patience']} with a budget in seconds, expected None")
-    if options.get("compiled") == "auto":  # by the steps that are planned, which are not known yet
-        raise OptionError("compiled: got 'auto' with a budget in seconds, expected True or False")
+    if _option(options, "compiled") == "auto":  # goes by the steps that are planned, which are not known yet
+        options = {**options, "compiled": False}
     trial = _stoppable(copy.deepcopy(vae), train, {**options, "epochs": 10**9, "callbacks": [_trial(amount)]})
     ends = trial["seconds"]
     speed = ends[0] if len(ends) == 1 else np.diff(ends).mean()  # the first epoch also warms up
-    return {"epochs": int(amount // speed), "callbacks": [*options.get("callbacks", ()), _clock(amount)]}
+    return {**options, "epochs": int(amount // speed), "callbacks": [*options.get("callbacks", ()), _clock(amount)]}
 
 
 UNITS: dict[str, Callable[..., dict[str, Any]]] = {"gradients": _by_gradients, "seconds": _by_seconds}

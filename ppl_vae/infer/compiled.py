@@ -233,14 +233,15 @@ class CompiledStep:
         self.loss = Loss(self.vae, target, elbo)
         self.loss.ask(self.rows.data.rows(train[: self.size]))
         self.together = self._together(math.ceil(len(train) / self.size))
-        update, kept = UPDATES[self.one.name]
+        update, self.kept = UPDATES[self.one.name]
         numbers, others = train[: self.size], train.flip(0)[: self.size]
         moving = [name for name, gradient in self._gradients(numbers)[1].items() if gradient is not None]
-        self.inputs = Inputs(self.vae, moving, kept)
+        self.inputs = Inputs(self.vae, moving, len(self.kept))
         self.one_step = partial(step, self.loss, self.inputs, update, self.one.weight_decay, self.one.max_grad_norm)
         self.sums, self.met = dict.fromkeys(SUMS, 0.0), 0
         self.draw: Flat = partial(requested_by_step, self.loss.requests)
         self.prepare: Flat = lambda *noise: noise
+        self.trained = {name: value.requires_grad for name, value in named_tensors(self.vae).items()}
         self._compile(numbers, others)
         self._check_objective(others)
         for n in sorted({self.size, len(train) % self.size or self.size}):
@@ -282,6 +283,33 @@ class CompiledStep:
         means = {name: self.sums[name] / self.met for name in ("objective", "grad_norm", *FIGURES)}
         self.sums, self.met = dict.fromkeys(SUMS, 0.0), 0
         return means
+
+    def still(self) -> Any:
+        """These steps, or, if a callback has changed what the graph does not see, those without it, from here on."""
+        tensors = named_tensors(self.vae)
+        ours = {**self.inputs.parameters, **self.inputs.held}
+        at = self.rows.noise.get_state()
+        try:
+            if tensors.keys() != ours.keys() or any(
+                value.data_ptr() != ours[name].data_ptr() or value.requires_grad != self.trained[name]
+                for name, value in tensors.items()
+            ):
+                raise Untraceable("other tensors are part of the model, or trained")
+            self._check(self.rows.train[: self.size])
+        except Exception as error:
+            log.info("goes on without a graph after a callback: %s", first_line(error))
+            return self._handed_over()
+        finally:
+            self.rows.noise.set_state(at)
+        return self
+
+    def _handed_over(self) -> Any:
+        tensors, t = named_tensors(self.vae), torch.tensor(float(self.taken))
+        for name, state in zip(self.inputs.parameters, self.inputs.states):
+            if name in tensors and state:
+                self.one.known[tensors[name]] = {"step": t.clone(), **dict(zip(self.kept, state))}
+        self.eager.number = self.number
+        return self.eager
 
     def _refuse(self, batch: Batch, numbers: Tensor, kl_weight: float, history: History) -> None:
         """The same step without a graph, which finds the site and the rows at fault."""

@@ -43,6 +43,9 @@ class OneOptimizer(PyroOptim):
         name: in `OPTIMIZERS`.
         lr, weight_decay: torch's.
         max_grad_norm: clip to this norm, or None.
+
+    Attributes:
+        known: torch's state of parameters that have been stepped before, to go on from.
     """
 
     def __init__(self, name: str, lr: float, weight_decay: float, max_grad_norm: float | None) -> None:
@@ -56,6 +59,7 @@ class OneOptimizer(PyroOptim):
             max_grad_norm,
         )
         self.torch: torch.optim.Optimizer | None = None
+        self.known: dict[Tensor, dict[str, Tensor]] = {}
         self.factor = 1.0
         self.not_finite: list[Tensor] = []
         self.rows, self.loss, self.refused, self.grad_norm = 1, 0.0, False, torch.zeros(())
@@ -92,5 +96,6 @@ class OneOptimizer(PyroOptim):
             named = pyro.get_param_store().named_parameters()
             ordered = list({id(p): p for _, p in named if p in params}.values())  # a shared one has several names
             self.torch = self.make(ordered, lr=self.lr, weight_decay=self.weight_decay, fused=True)
+            self.torch.state.update({p: self.known[p] for p in ordered if p in self.known})
             self.scale_lr(self.factor)
         return self.torch

@@ -75,7 +75,7 @@ def fit(
         device: move the model there first; None: where it is.
         compiled: run whole steps as one compiled graph: True, False, or "auto": on a CPU, where 20,000 steps or more are
             planned, and where it can be; else it says why not in the log. Noise and results are the same up to rounding. The
-            graph is made once: of what a callback changes later it sees values that are changed in place, and no more.
+            graph is made once, and left after a callback that changes more of the model than values in place.
         seed: of split, order and noise. A fit is a function of model, data, options and seed. A second fit of a model goes
             on with fresh noise and order under the same seed, and with the same split; another seed has another split,
             which holds out rows that were trained on.
@@ -152,7 +152,7 @@ def fit(
         if pays(compiled, total, encoded.x.device):
             bar.set_postfix_str("compiling a step")
             step, history.compile_seconds = compiled_steps(step, batch_size, insist=compiled is True)
-        best = Best(step, patience, kl_warmup)
+        best = Best(patience, kl_warmup)
         first = step.number
         start = time.perf_counter()
         for epoch in bar:
@@ -183,9 +183,11 @@ def fit(
             remember(vae)
             for callback in callbacks:
                 callback(vae, history)
-            if best.is_over(latest["valid_bound"], epoch):
+            if best.is_over(latest["valid_bound"], epoch, step.parameters):
                 history.stopped = "patience"
                 break
+            if callbacks:
+                step = step.still()
         history.best_epoch = best.restore()
     return history
 
@@ -211,6 +213,10 @@ class Step:
     def parameters(self) -> list[Tensor]:
         """All parameters, once the first step has been taken."""
         return self.one.parameters
+
+    def still(self) -> "Step":
+        """These steps, whatever a callback has changed."""
+        return self
 
     def epoch(self, batches: list[Tensor], factors: list[float], kl_weights: list[float], history: History) -> None:
         """A step on each batch.
@@ -286,24 +292,24 @@ class Step:
 class Best:
     """The weights of the best epoch, and whether patience has run out."""
 
-    def __init__(self, step: Any, patience: int | None, after: int) -> None:
-        self.step, self.patience, self.after = step, patience, after
+    def __init__(self, patience: int | None, after: int) -> None:
+        self.patience, self.after = patience, after
         self.bound, self.epoch = -inf, 0
-        self.kept: list[Tensor] = []
+        self.kept: list[tuple[Tensor, Tensor]] = []
 
-    def is_over(self, bound: float, epoch: int) -> bool:
+    def is_over(self, bound: float, epoch: int, parameters: list[Tensor]) -> bool:
         """Take note of a bound once the KL term has its full weight; True if it is `patience` epochs since the best."""
         if self.patience is None or epoch < self.after:
             return False
         if bound > self.bound or not self.kept:
             self.bound, self.epoch = bound, epoch
-            self.kept = [p.detach().clone() for p in self.step.parameters]
+            self.kept = [(p, p.detach().clone()) for p in parameters]
         return epoch - self.epoch >= self.patience
 
     @torch.no_grad()
     def restore(self) -> int | None:
         """Put the best weights back; returns their epoch, None if none were kept."""
-        for parameter, value in zip(self.step.parameters, self.kept):
+        for parameter, value in self.kept:
             parameter.copy_(value)
         return self.epoch if self.kept else None
 

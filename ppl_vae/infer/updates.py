@@ -49,10 +49,10 @@ def adagrad(p: Tensor, g: Tensor, state: State, sizes: Sizes, decay: float) -> t
     return p - sizes.lr * g / (total.sqrt() + 1e-10), [total]
 
 
-UPDATES: dict[str, tuple[Update, int]] = {
-    "adam": (adam, 2),
-    "adamw": (adamw, 2),
-    "sgd": (sgd, 0),
-    "adagrad": (adagrad, 1),
+UPDATES: dict[str, tuple[Update, tuple[str, ...]]] = {
+    "adam": (adam, ("exp_avg", "exp_avg_sq")),
+    "adamw": (adamw, ("exp_avg", "exp_avg_sq")),
+    "sgd": (sgd, ()),
+    "adagrad": (adagrad, ("sum",)),
 }
-"""Each with how many numbers it keeps of each parameter."""
+"""Each with torch's names of what it keeps of a parameter."""

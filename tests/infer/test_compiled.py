@@ -160,7 +160,7 @@ def test_what_is_compiled(objective: Any, particles: int, x: Any, options: dict[
 def test_optimizers_are_those_of_torch(name: str, decay: float) -> None:
     update, kept = UPDATES[name]
     p = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    own, state = p.clone(), [torch.zeros_like(p) for _ in range(kept)]
+    own, state = p.clone(), [torch.zeros_like(p) for _ in kept]
     other = p.clone().requires_grad_()
     optimizer = OPTIMIZERS[name]([other], lr=0.05, weight_decay=decay)
     for t in range(1, 6):
@@ -199,6 +199,53 @@ def test_it_goes_on(traced: list[int]) -> None:
             history = pv.fit(vae, X, compiled=choice, **{**FIT, "optimizer": "sgd"})
         ends.append(history["bound"][-1])
     assert np.allclose(ends, ends[0], rtol=1e-10)
+
+
+class Scaled(nn.Module):
+    """A normal decoder whose scale is a plain number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net, self.scale = nn.Linear(3, 4), 1.0
+
+    def forward(self, z: torch.Tensor) -> Any:
+        return dist.Normal(self.net(z), self.scale).to_event(1)
+
+
+def rescaled(vae: Any) -> None:
+    vae.decoder.scale = 0.5
+
+
+def frozen(vae: Any) -> None:
+    vae.encoder.requires_grad_(False)
+
+
+def replaced(vae: Any) -> None:
+    vae.decoder.net.weight = nn.Parameter(vae.decoder.net.weight.detach() / 2)
+
+
+def halved(vae: Any) -> None:
+    with torch.no_grad():
+        vae.decoder.net.weight.mul_(0.5)
+
+
+@pytest.mark.parametrize("change", [rescaled, frozen, replaced, halved])
+@pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
+def test_callbacks_that_change_the_model(
+    traced: list[int], caplog: pytest.LogCaptureFixture, change: Any, optimizer: str
+) -> None:
+    """A graph is left where it no longer is the model's, with the optimiser's state."""
+    with caplog.at_level(logging.INFO, "ppl_vae"):
+        agree(
+            lambda: decoded_by(Scaled()),
+            epochs=3,
+            optimizer=optimizer,
+            patience=2,
+            valid=0.2,
+            callbacks=[lambda vae, history: change(vae) if len(history) == 1 else None],
+        )
+    assert ("goes on without a graph" in caplog.text) == (change is not halved)
 
 
 def test_losses_that_are_not_finite(traced: list[int]) -> None:
