@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from ppl_vae.infer.history import History as History
     from ppl_vae.infer.laplace import last_layer_laplace as last_layer_laplace
     from ppl_vae.infer.local import posterior as posterior
+    from ppl_vae.infer.many import fit_many as fit_many
     from ppl_vae.infer.objectives import objectives as objectives
     from ppl_vae.infer.training import fit as fit
     from ppl_vae.model.autoencoder import Autoencoder as Autoencoder
@@ -102,6 +103,7 @@ _HOMES = {
     "infer.laplace": "last_layer_laplace",
     "infer.local": "posterior",
     "infer.objectives": "objectives",
+    "infer.many": "fit_many",
     "infer.training": "fit",
     "model.autoencoder": "Autoencoder",
     "model.build": "build likelihoods posteriors priors",

@@ -10,7 +10,8 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -216,11 +217,12 @@ class CompiledStep:
     Args:
         eager: the fit's steps without a graph.
         size: rows of a batch; the last one may have fewer.
+        like: steps of another fit, of the same shape, that have been written down.
 
     Raises: Untraceable, with the reason, or whatever torch raises; nothing has moved then.
     """
 
-    def __init__(self, eager: Any, size: int) -> None:
+    def __init__(self, eager: Any, size: int, like: "CompiledStep | None" = None) -> None:
         self.eager, self.vae, self.one, self.number = eager, eager.vae, eager.one, eager.number
         self.rows: Rows = eager.rows
         self.all_rows = self.rows.pixels is as_they_are  # then the graph picks the batches itself
@@ -231,52 +233,64 @@ class CompiledStep:
         train = self.rows.train
         self.size, self.taken = min(size, len(train)), 0
         self.loss = Loss(self.vae, target, elbo)
-        self.loss.ask(self.rows.data.rows(train[: self.size]))
+        numbers, others = train[: self.size], train.flip(0)[: self.size]
+        self.loss.ask(self.rows.data.rows(numbers))
         self.together = self._together(math.ceil(len(train) / self.size))
         update, self.kept = UPDATES[self.one.name]
-        numbers, others = train[: self.size], train.flip(0)[: self.size]
         moving = [name for name, gradient in self._gradients(numbers)[1].items() if gradient is not None]
         self.inputs = Inputs(self.vae, moving, len(self.kept))
         self.one_step = partial(step, self.loss, self.inputs, update, self.one.weight_decay, self.one.max_grad_norm)
         self.sums, self.met = dict.fromkeys(SUMS, 0.0), 0
+        self.trained = {name: value.requires_grad for name, value in named_tensors(self.vae).items()}
         self.draw: Flat = partial(requested_by_step, self.loss.requests)
         self.prepare: Flat = lambda *noise: noise
-        self.trained = {name: value.requires_grad for name, value in named_tensors(self.vae).items()}
-        self._compile(numbers, others)
+        self.rest: Flat
+        self.constants: list[Tensor]
+        if like is None:
+            self._write(numbers, others)
+        else:
+            self.rest, self.constants, self.draw, self.prepare = like.rest, like.constants, like.draw, like.prepare
         self._check_objective(others)
+
+    def compile(self) -> None:
+        """Compile the step in a loop, and compare it to the programs."""
+        train, columns = self.rows.train, len(self.inputs.read(self.rows.data))
+        data, own = self.given([train[: self.size]], [1.0], [0.5])
+
+        def of_step(state: Any, held: Any, own: Any) -> Any:
+            return self.rest(*state, *held[:columns], *own, *held[columns:])
+
+        state, held = self.inputs.state, [*self.inputs.read(data), *self.constants]
+        count = torch.tensor(1, device=own.where.device)
+        self.run = graphs.compiled(graphs.looped(of_step, state, held, own.flat), [*state, count, *held, *own.flat])
         for n in sorted({self.size, len(train) % self.size or self.size}):
-            self._check(others[:n])
+            self._check(train.flip(0)[:n])
 
     @property
     def parameters(self) -> list[Tensor]:
         """All parameters that are trained."""
         return list(self.inputs.parameters.values())
 
-    def epoch(self, batches: list[Tensor], factors: list[float], kl_weights: list[float], history: History) -> None:
-        """A step on each batch.
-
-        Args:
-            batches: row numbers (b,) of each.
-            factors: of the step size.
-            kl_weights: of the KL term.
-            history: so far, for errors.
-        """
-        for first in range(0, len(batches), self.together):
+    def epoch(self, plan: Any, history: History) -> None:
+        """A step on each batch of a `Plan`; errors show the history so far."""
+        for first in range(0, len(plan.batches), self.together):
             part = slice(first, first + self.together)
-            some = batches[part]
-            data, own = self._given(some, factors[part], kl_weights[part])
-            good, sums, following = self._run(data, own, len(some))
-            done = some[:good]
+            batches, factors, kl_weights = (v[part] for v in plan)
+            data, own = self.given(batches, factors, kl_weights)
+            good, sums, following = self._run(data, own, len(batches))
             torch._foreach_copy_(self.inputs.state, following)
-            self.number, self.taken = self.number + good, self.taken + good
-            if good < len(some):
-                batch = data.rows(own.where[good][: len(some[good])])
-                self._refuse(batch, some[good], kl_weights[part][good], history)
-            numbers = torch.cat(done)
-            own_units = self.rows.jacobian(numbers) * len(numbers)
-            for name, value in zip(SUMS, sums.tolist()):
-                self.sums[name] += value + (own_units if name in IN_OWN_UNITS else 0.0)
-            self.met += len(numbers)
+            self.went(batches[:good], sums)
+            if good < len(batches):
+                self.refuse(data, own, batches[good], good, kl_weights[good], history)
+
+    def went(self, batches: list[Tensor], sums: Tensor) -> None:
+        """Take down steps on these batches."""
+        self.number, self.taken = self.number + len(batches), self.taken + len(batches)
+        numbers = torch.cat([self.rows.train[:0], *batches])
+        own_units = self.rows.jacobian(numbers) * len(numbers) if batches else 0.0
+        for name, value in zip(SUMS, sums.tolist()):
+            self.sums[name] += value + (own_units if name in IN_OWN_UNITS else 0.0)
+        self.met += len(numbers)
 
     def means(self) -> Sums:
         """Means over the rows since the last call, in the data's own units."""
@@ -311,10 +325,13 @@ class CompiledStep:
         self.eager.number = self.number
         return self.eager
 
-    def _refuse(self, batch: Batch, numbers: Tensor, kl_weight: float, history: History) -> None:
-        """The same step without a graph, which finds the site and the rows at fault."""
+    def refuse(self, data: Batch, own: OfStep, numbers: Tensor, place: int, kl_weight: float, history: History) -> None:
+        """Take the step at this place without a graph, which finds the site and the rows at fault.
+
+        Raises: NonFiniteError.
+        """
         self.eager.number = self.number
-        self.eager.on(batch, numbers, kl_weight, history)
+        self.eager.on(data.rows(own.where[place][: len(numbers)]), numbers, kl_weight, history)
         raise NonFiniteError(
             f"step {self.number}: got a loss or gradient that is not finite from the compiled step alone; compiled=False "
             "may help",
@@ -333,7 +350,7 @@ class CompiledStep:
         most = max(1, min(TOGETHER, NUMBERS // max(asked + width, 1)))
         return math.ceil(batches / math.ceil(batches / most))
 
-    def _given(self, batches: list[Tensor], factors: list[float], kl_weights: list[float]) -> tuple[Batch, OfStep]:
+    def given(self, batches: list[Tensor], factors: list[float], kl_weights: list[float]) -> tuple[Batch, OfStep]:
         """The data that some steps pick their rows from, and what belongs to each; filled up to so many steps."""
         m, b = self.together, self.size
         sizes = [len(numbers) for numbers in batches]
@@ -367,34 +384,23 @@ class CompiledStep:
 
     # -- how the graph is made and checked
 
-    def _compile(self, numbers: Tensor, others: Tensor) -> None:
-        """Write the step down, part off what depends on noise alone, and compile the rest in a loop."""
-        self._by_programs(numbers)
-        (data, own), (other_data, other) = (self._given([rows], [1.0], [0.5]) for rows in (numbers, others))
+    def _write(self, numbers: Tensor, others: Tensor) -> None:
+        """Write the step down, and part off what depends on noise alone."""
+        self.by_programs(numbers)
+        (data, own), (other_data, other) = (self.given([rows], [1.0], [0.5]) for rows in (numbers, others))
         state, read = self.inputs.state, self.inputs.read(data)
         moved = [*(p * 1.001 + 1e-4 for p in self.parameters), *state[len(self.parameters) :]]
         flat = [*state, *read, *(v[0] for v in own.flat)]
-        other_flat = [
-            *moved,
-            *self.inputs.read(other_data),
-            *(v[0] / 2 if v is other.scalars else v[0] for v in other.flat),
-        ]
+        of_other = [v[0] / 2 if v is other.scalars else v[0] for v in other.flat]
+        other_flat = [*moved, *self.inputs.read(other_data), *of_other]
         graph, self.constants = graphs.traced(partial(self.one_step, data), flat, other_flat)
         noise = range(len(flat) - len(own.noise), len(flat))
-        before, rest = graphs.parted(graph, [*flat, *self.constants], noise)
+        before, self.rest = graphs.parted(graph, [*flat, *self.constants], noise)
         if before is not None:
             self.prepare = torch.vmap(before)
         self.draw = graphs.exactly(self.draw, (own.where, torch.arange(self.together), own.present))
-        data, own = self._given([numbers], [1.0], [0.5])
-        columns = len(read)
 
-        def of_step(state: Any, held: Any, own: Any) -> Any:
-            return rest(*state, *held[:columns], *own, *held[columns:])
-
-        held, count = [*read, *self.constants], torch.tensor(1, device=own.where.device)
-        self.run = graphs.compiled(graphs.looped(of_step, state, held, own.flat), [*state, count, *held, *own.flat])
-
-    def _by_programs(self, numbers: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def by_programs(self, numbers: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The next step on these rows, by the programs themselves.
 
         Raises: Untraceable, if they change more than they should.
@@ -457,9 +463,9 @@ class CompiledStep:
         Raises: Untraceable.
         """
         at = self.rows.noise.get_state()
-        _, found, following = self._run(*self._given([numbers], [1.0], [0.5]), 1)
+        _, found, following = self._run(*self.given([numbers], [1.0], [0.5]), 1)
         self.rows.noise.set_state(at)  # the same pixels
-        expected, _, state = self._by_programs(numbers)
+        expected, _, state = self.by_programs(numbers)
         if not torch.allclose(found, expected, rtol=AGREES, atol=AGREES):
             raise Untraceable(
                 f"the graph of {len(numbers)} rows gives {found.tolist()}, the programs {expected.tolist()} (sums of "
@@ -486,24 +492,33 @@ def compiled_steps(eager: Any, size: int, insist: bool = False) -> tuple[Any, fl
     Raises: OptionError, if it insists, with the reason.
     """
     start = time.perf_counter()
-    buffers = [(m, n, b, b.clone()) for m in eager.vae.modules() for n, b in m._buffers.items() if b is not None]
-    noise = eager.rows.noise.get_state()
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # of torch, about itself
+        with put_back(eager):
             steps = CompiledStep(eager, size)
+            steps.compile()
     except Exception as error:  # of torch, its compiler, or programs that are no list of tensor operations
         reason = f"{type(error).__name__}: {first_line(error)}"
         if insist:
             raise OptionError(f"compiled: got True, but no graph could be made of a step: {reason}") from error
         log.log(logging.INFO if isinstance(error, PplVaeError) else logging.WARNING, "steps not compiled: %s", reason)
         return eager, None
-    finally:
-        for module, name, buffer, before in buffers:  # the trial may have changed them
-            buffer.copy_(before)
-            module._buffers[name] = buffer
-        eager.vae.zero_grad(set_to_none=True)  # of the trial
-        eager.rows.noise.set_state(noise)
     seconds = time.perf_counter() - start
     log.info("compiled a step in %.1f s", seconds)
     return steps, seconds
+
+
+@contextmanager
+def put_back(eager: Any) -> Iterator[None]:
+    """Undo what trial steps change: buffers, gradients and generators."""
+    buffers = [(m, n, b, b.clone()) for m in eager.vae.modules() for n, b in m._buffers.items() if b is not None]
+    noise = eager.rows.noise.get_state()
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # of torch, about itself
+            yield
+    finally:
+        for module, name, buffer, before in buffers:
+            buffer.copy_(before)
+            module._buffers[name] = buffer
+        eager.vae.zero_grad(set_to_none=True)
+        eager.rows.noise.set_state(noise)

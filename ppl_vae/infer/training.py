@@ -2,9 +2,10 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from math import ceil, inf, nan
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import SVI, config_enumerate
@@ -98,98 +99,169 @@ def fit(
         >>> bool(history["bound"][-1] > history["bound"][0])
         True
     """
-    particles, epochs, batch_size = (
-        whole("particles", particles),
-        whole("epochs", epochs),
-        whole("batch_size", batch_size),
-    )
-    kl_warmup, seed = whole("kl_warmup", kl_warmup, 0), whole("seed", seed, None)
-    number("lr", lr, inclusive=True), number("weight_decay", weight_decay, inclusive=True)
-    if max_grad_norm is not None:
-        number("max_grad_norm", max_grad_norm)
-    if patience is not None:
-        whole("patience", patience)
-    if number("valid", valid, inclusive=True) >= 1:
-        raise OptionError(f"valid: got {valid!r}, expected a share in [0, 1)")
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("vae", "data", "callbacks", "compiled", "progress")
+    }
     callbacks = list(callbacks)
     for callback in callbacks:
         if not callable(callback):
             raise OptionError(f"callbacks: got {callback!r}, expected functions of a model and a history")
-    target = chosen_objective(objective, particles)
-    if patience is not None and not valid:
-        raise OptionError("patience: got valid=0, expected held-out rows to watch")
-    if patience is not None and not target.trains_guide:
-        raise OptionError(
-            f"patience: got {patience} with {objective!r}, whose guide is not trained: it has no bound to watch"
-        )
     if compiled not in (True, False, "auto"):
         raise OptionError(f"compiled: got {compiled!r}, expected True, False or 'auto'")
-    factor = choose("schedule", schedule, SCHEDULES)
-    pixels = choose("binarize", binarize or "none", PIXELS)
-    one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
-    if device is not None:
-        try:
-            vae.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise OptionError(f"device: got {device!r}, expected one that torch has here: {error}") from error
-    if not hasattr(vae, "guide") or not hasattr(vae, "batch"):
-        raise OptionError(f"vae: got a {type(vae).__name__}, expected a model with its guide, and data after it")
-    encoded = vae.batch(data, minimum_rows=2)
-    history = History()
-    with isolated(vae, seed), warnings.catch_warnings(), in_mode(vae, training=True):
-        warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's warning; our error says where
-        warnings.filterwarnings("ignore", ".* because requires_grad=False")  # Pyro's, of parameters that were frozen
-        vae.zero_grad(set_to_none=True)
-        rows = Rows(vae, encoded, valid, pixels, seed, int(vae.steps))
-        target = fitting(target, objective, facts(vae, encoded))
-        if kl_warmup and not target.weighs_kl:
-            raise OptionError(
-                f"kl_warmup: got {kl_warmup} with the objective {objective!r}, which has no KL term to weigh here"
-            )
-        total = epochs * ceil(len(rows.train) / batch_size)
-        bar = tqdm(range(1, epochs + 1), disable=not progress, desc="fit", unit="epoch")
-        step: Any = Step(vae, target, particles, one, seed, rows)
-        if pays(compiled, total, encoded.x.device):
+    run = Run(vae, data, **given)
+    history = run.history
+    with run.room():
+        step: Any = run.begin()
+        bar = tqdm(range(1, run.epochs + 1), disable=not progress, desc="fit", unit="epoch")
+        if pays(compiled, run.total, step.rows.data.x.device):
             bar.set_postfix_str("compiling a step")
-            step, history.compile_seconds = compiled_steps(step, batch_size, insist=compiled is True)
-        best = Best(patience, kl_warmup)
-        first = step.number
-        start = time.perf_counter()
+            step, history.compile_seconds = compiled_steps(step, run.batch_size, insist=compiled is True)
+        run.start = time.perf_counter()
         for epoch in bar:
-            began = time.perf_counter()
-            warm = min(1.0, epoch / kl_warmup) if kl_warmup else 1.0
-            batches = rows.batches(batch_size)
-            done = [(step.number - first + j) / total for j in range(len(batches))]
-            factors, kl_weights = [factor(d) for d in done], [warm * target.kl_weight(d) for d in done]
-            step.epoch(batches, factors, kl_weights, history)
-            seconds = time.perf_counter() - began
-            vae.steps.fill_(step.number)
-            if target.trains_guide:
-                vae.guide_steps.fill_(step.number)
-            history.append(
-                {
-                    "epoch": epoch,
-                    **step.means(),
-                    "valid_bound": _bound(vae, rows.valid, target, particles, seed),
-                    "lr": lr * factors[-1],
-                    "kl_weight": kl_weights[-1],
-                    "seconds": time.perf_counter() - start,
-                    "rows_per_s": len(rows.train) / seconds,
-                }
-            )
-            latest = history.epochs[-1]
-            took = "" if history.compile_seconds is None else f", compiled in {history.compile_seconds:.0f} s"
-            bar.set_postfix_str(f"{history.latest(2)}, {latest['rows_per_s']:.0f} rows/s{took}")
+            plan, began = run.plan(epoch, step.number), time.perf_counter()
+            step.epoch(plan, history)
+            run.record(epoch, step, plan, time.perf_counter() - began)
+            bar.set_postfix_str(run.latest())
             remember(vae)
             for callback in callbacks:
                 callback(vae, history)
-            if best.is_over(latest["valid_bound"], epoch, step.parameters):
+            if run.best.is_over(history.epochs[-1]["valid_bound"], epoch, step.parameters):
                 history.stopped = "patience"
                 break
             if callbacks:
                 step = step.still()
-        history.best_epoch = best.restore()
+        history.best_epoch = run.best.restore()
     return history
+
+
+class Plan(NamedTuple):
+    """The steps of an epoch.
+
+    Attributes:
+        batches: row numbers (b,) of each.
+        factors: of the step size.
+        kl_weights: of the KL term.
+    """
+
+    batches: list[Tensor]
+    factors: list[float]
+    kl_weights: list[float]
+
+
+class Run:
+    """One fit: its options, checked, its rows, and its record. The options are those of `fit`.
+
+    Args:
+        encoded: the data's rows, if they have been encoded before.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        data: Any,
+        *,
+        encoded: Batch | None = None,
+        objective: Any,
+        particles: int,
+        epochs: int,
+        batch_size: int,
+        optimizer: str,
+        lr: float,
+        schedule: str,
+        weight_decay: float,
+        max_grad_norm: float | None,
+        kl_warmup: int,
+        valid: float,
+        patience: int | None,
+        binarize: str | None,
+        device: str | torch.device | None,
+        seed: int,
+    ) -> None:
+        self.vae, self.objective, self.lr = vae, objective, number("lr", lr, inclusive=True)
+        self.particles, self.epochs = whole("particles", particles), whole("epochs", epochs)
+        self.batch_size, self.kl_warmup = whole("batch_size", batch_size), whole("kl_warmup", kl_warmup, 0)
+        self.seed = whole("seed", seed, None)
+        number("weight_decay", weight_decay, inclusive=True)
+        if max_grad_norm is not None:
+            number("max_grad_norm", max_grad_norm)
+        if patience is not None:
+            whole("patience", patience)
+        self.valid = number("valid", valid, inclusive=True)
+        if valid >= 1:
+            raise OptionError(f"valid: got {valid!r}, expected a share in [0, 1)")
+        self.target = chosen_objective(objective, particles)
+        if patience is not None and not valid:
+            raise OptionError("patience: got valid=0, expected held-out rows to watch")
+        if patience is not None and not self.target.trains_guide:
+            raise OptionError(
+                f"patience: got {patience} with {objective!r}, whose guide is not trained: it has no bound to watch"
+            )
+        self.schedule = choose("schedule", schedule, SCHEDULES)
+        self.pixels = choose("binarize", binarize or "none", PIXELS)
+        self.one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
+        if device is not None:
+            try:
+                vae.to(device)
+            except (RuntimeError, AssertionError) as error:
+                raise OptionError(f"device: got {device!r}, expected one that torch has here: {error}") from error
+        if not hasattr(vae, "guide") or not hasattr(vae, "batch"):
+            raise OptionError(f"vae: got a {type(vae).__name__}, expected a model with its guide, and data after it")
+        self.encoded = vae.batch(data, minimum_rows=2) if encoded is None else encoded
+        self.history, self.best, self.start = History(), Best(patience, kl_warmup), 0.0
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """What all of a fit happens in."""
+        with isolated(self.vae, self.seed), warnings.catch_warnings(), in_mode(self.vae, training=True):
+            warnings.filterwarnings("ignore", "Encountered NaN")  # Pyro's warning; our error says where
+            warnings.filterwarnings(
+                "ignore", ".* because requires_grad=False"
+            )  # Pyro's, of parameters that were frozen
+            yield
+
+    def begin(self) -> "Step":
+        """Split the rows; returns the steps, without a graph."""
+        self.vae.zero_grad(set_to_none=True)
+        self.rows = Rows(self.vae, self.encoded, self.valid, self.pixels, self.seed, int(self.vae.steps))
+        self.target = fitting(self.target, self.objective, facts(self.vae, self.encoded))
+        if self.kl_warmup and not self.target.weighs_kl:
+            raise OptionError(
+                f"kl_warmup: got {self.kl_warmup} with the objective {self.objective!r}, which has no KL term to weigh here"
+            )
+        self.total, self.first = self.epochs * ceil(len(self.rows.train) / self.batch_size), int(self.vae.steps)
+        return Step(self.vae, self.target, self.particles, self.one, self.seed, self.rows)
+
+    def plan(self, epoch: int, step: int) -> Plan:
+        """The steps of an epoch, the first of which has this number."""
+        warm = min(1.0, epoch / self.kl_warmup) if self.kl_warmup else 1.0
+        batches = self.rows.batches(self.batch_size)
+        done = [(step - self.first + j) / self.total for j in range(len(batches))]
+        return Plan(batches, [self.schedule(d) for d in done], [warm * self.target.kl_weight(d) for d in done])
+
+    def record(self, epoch: int, step: Any, plan: Plan, seconds: float) -> None:
+        """Take down an epoch that took so many seconds."""
+        self.vae.steps.fill_(step.number)
+        if self.target.trains_guide:
+            self.vae.guide_steps.fill_(step.number)
+        self.history.append(
+            {
+                "epoch": epoch,
+                **step.means(),
+                "valid_bound": _bound(self.vae, self.rows.valid, self.target, self.particles, self.seed),
+                "lr": self.lr * plan.factors[-1],
+                "kl_weight": plan.kl_weights[-1],
+                "seconds": time.perf_counter() - self.start,
+                "rows_per_s": len(self.rows.train) / seconds,
+            }
+        )
+
+    def latest(self) -> str:
+        """The last epoch in a line."""
+        history, latest = self.history, self.history.epochs[-1]
+        took = "" if history.compile_seconds is None else f", compiled in {history.compile_seconds:.0f} s"
+        return f"{history.latest(2)}, {latest['rows_per_s']:.0f} rows/s{took}"
 
 
 class Step:
@@ -218,16 +290,9 @@ class Step:
         """These steps, whatever a callback has changed."""
         return self
 
-    def epoch(self, batches: list[Tensor], factors: list[float], kl_weights: list[float], history: History) -> None:
-        """A step on each batch.
-
-        Args:
-            batches: row numbers (b,) of each.
-            factors: of the step size.
-            kl_weights: of the KL term.
-            history: so far, for errors.
-        """
-        for numbers, factor, kl_weight in zip(batches, factors, kl_weights):
+    def epoch(self, plan: Plan, history: History) -> None:
+        """A step on each batch; errors show the history so far."""
+        for numbers, factor, kl_weight in zip(*plan):
             self.one.scale_lr(factor)
             self.on(self.rows.take(numbers), numbers, kl_weight, history)
 

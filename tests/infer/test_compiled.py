@@ -35,21 +35,6 @@ BESIDE = MIXED.assign(age=30 + X[:, 0], site=np.array(["north", "south"])[BITS[:
 FIT: dict[str, Any] = {"epochs": 2, "batch_size": 16, "lr": 1e-2, "valid": 0.0, "progress": False}
 
 
-@pytest.fixture
-def traced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Graphs are run as they are, and counted."""
-    made: list[int] = []
-
-    def as_it_is(graph: Any, inputs: list[torch.Tensor], **options: Any) -> Any:
-        if not options:  # the loop itself
-            made.append(1)
-        return graph
-
-    monkeypatch.setattr(graphs, "_by_inductor", as_it_is)
-    monkeypatch.setattr(graphs, "_compiled", {})
-    return made
-
-
 def small(**options: Any) -> pv.VAE:
     return pv.build(X, **{"latent": 3, "hidden": (8,), **options})
 
@@ -367,7 +352,8 @@ def test_auto_is_for_long_fits(traced: list[int], monkeypatch: pytest.MonkeyPatc
     assert pv.fit(small(), X, compiled="auto", **FIT).compile_seconds is None
     monkeypatch.setattr(compiled, "PAYS", 8)
     assert pv.fit(small(), X, compiled="auto", **FIT).compile_seconds is not None
-    assert pv.fit(small(), X, **FIT).compile_seconds is None
+    assert pv.fit(small(), X, **FIT).compile_seconds is not None
+    assert pv.fit(small(), X, compiled=False, **FIT).compile_seconds is None
     with pytest.raises(pv.OptionError, match="compiled: got 'always', expected True, False or 'auto'"):
         pv.fit(small(), X, compiled="always", **FIT)
 

@@ -1,0 +1,244 @@
+"""`fit_many`: fits of one architecture side by side, as one compiled graph of all of them."""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ppl_vae.data.schema import Batch
+from ppl_vae.errors import NonFiniteError, OptionError, first_line
+from ppl_vae.infer import graphs
+from ppl_vae.infer.compiled import AGREES, CompiledStep, OfStep, Untraceable, put_back
+from ppl_vae.infer.history import History
+from ppl_vae.infer.training import Plan, Run, fit
+from ppl_vae.options import FitOptions
+
+log = logging.getLogger(__name__)
+
+Stacked = list[Tensor]
+
+
+def fit_many(
+    vaes: Sequence[Any],
+    data: Any,
+    *,
+    seeds: Sequence[int] | None = None,
+    lr: float | Sequence[float] = FitOptions.lr,
+    progress: bool = FitOptions.progress,
+    **options: Any,
+) -> list[History]:
+    """Fit several models of one architecture to the same data in one run, each as `fit` would, up to rounding.
+
+    What the fits share is done once; each has weights, split, order and noise of its own. Where a step cannot be compiled,
+    they run one after another, with the reason in the log.
+
+    Args:
+        vaes: M models of the same parts and columns, with any weights.
+        data: as in `fit`.
+        seeds: of each fit; None: 0 to M - 1.
+        lr: one step size for all, or one for each.
+        progress: show a bar.
+        options: further ones of `fit`, for all alike; not `callbacks`, `patience` and `compiled`.
+
+    Returns: the `History` of each.
+
+    Raises:
+        OptionError: models that differ in more than weights, and as in `fit`.
+        NonFiniteError: of the first fit whose loss or gradient is; all hold the state before that step.
+
+    Example:
+        >>> import numpy as np
+        >>> from ppl_vae.infer.ensemble import Ensemble
+        >>> from ppl_vae.model.build import build
+        >>> x = np.random.RandomState(0).randn(200, 3)
+        >>> vaes = [build(x, latent=2, hidden=(16,), seed=seed) for seed in range(3)]
+        >>> histories = fit_many(vaes, x, epochs=2, progress=False)
+        >>> [len(history) for history in histories]
+        [2, 2, 2]
+        >>> ensemble = Ensemble(vaes)
+    """
+    vaes = list(vaes)
+    if not vaes:
+        raise OptionError("vaes: got none, expected models")
+    if len({id(vae) for vae in vaes}) < len(vaes):
+        raise OptionError("vaes: got one model twice, expected models of their own")
+    if refused := sorted({"callbacks", "patience", "compiled", "seed"} & options.keys()):
+        raise OptionError(f"{refused[0]}: not an option of fits side by side; expected `fit` for each, or seeds=")
+    seeds = _each("seeds", range(len(vaes)) if seeds is None else seeds, len(vaes))
+    rates = _each("lr", lr, len(vaes)) if isinstance(lr, Sequence) else [lr] * len(vaes)
+    defaults = {name: value for name, value in vars(FitOptions()).items() if name not in NOT_OF_A_RUN}
+    given = {**defaults, "device": None, "patience": None, **options}
+    if unknown := sorted(given.keys() - defaults.keys() - {"device", "patience"}):
+        raise OptionError(f"{unknown[0]}: got an unknown option, expected one of {', '.join(sorted(defaults))}")
+    runs = [Run(vaes[0], data, lr=rates[0], seed=seeds[0], **given)]
+    for j, (vae, rate, seed) in enumerate(zip(vaes[1:], rates[1:], seeds[1:]), 1):
+        if vae.schema != vaes[0].schema:
+            raise OptionError(f"vaes: got other columns or scales in number {j} than in number 0")
+        runs.append(Run(vae, data, encoded=runs[0].encoded, lr=rate, seed=seed, **given))
+    steps = []
+    for run in runs:
+        with run.room():
+            steps.append(run.begin())
+    try:
+        many = ManySteps(runs, steps)
+    except Exception as error:  # of torch, its compiler, or models that are not alike
+        log.warning("fits run one after another: %s: %s", type(error).__name__, first_line(error))
+        return [
+            fit(run.vae, data, lr=rate, seed=seed, compiled=False, progress=progress, **options)
+            for run, rate, seed in zip(runs, rates, seeds)
+        ]
+    many.train(progress)
+    return [run.history for run in runs]
+
+
+NOT_OF_A_RUN = ("lr", "seed", "progress", "compiled")
+
+
+def _each(name: str, values: Any, m: int) -> list[Any]:
+    values = list(values)
+    if len(values) != m:
+        raise OptionError(f"{name}: got {len(values)} for {m} models, expected one for each")
+    return values
+
+
+class ManySteps:
+    """Steps of several fits at once.
+
+    Args:
+        runs: the fits.
+        eager: their steps, without a graph.
+
+    Raises: Untraceable, or whatever torch raises; nothing has moved then.
+    """
+
+    def __init__(self, runs: list[Run], eager: list[Any]) -> None:
+        self.runs, started = runs, time.perf_counter()
+        self.members: list[CompiledStep] = []
+        for run, own in zip(runs, eager):
+            with run.room(), put_back(own):
+                self.members.append(CompiledStep(own, run.batch_size, like=self.members[0] if self.members else None))
+        self.first = first = self.members[0]
+        if any(
+            [(v.shape, v.dtype) for v in member.inputs.state] != [(v.shape, v.dtype) for v in first.inputs.state]
+            or member.loss.requests != first.loss.requests
+            for member in self.members
+        ):
+            raise Untraceable("the models differ in more than their weights")
+        with ExitStack() as trial:
+            for own in eager:
+                trial.enter_context(put_back(own))
+            self._compile()
+        for run in runs:
+            run.history.compile_seconds = time.perf_counter() - started
+
+    def train(self, progress: bool) -> None:
+        """All epochs of all fits."""
+        start = time.perf_counter()
+        for run in self.runs:
+            run.start = start
+        bar = tqdm(range(1, self.runs[0].epochs + 1), disable=not progress, desc=f"{len(self.runs)} fits", unit="epoch")
+        for epoch in bar:
+            began = time.perf_counter()
+            plans = [run.plan(epoch, member.number) for run, member in zip(self.runs, self.members)]
+            self.epoch(plans)
+            seconds = time.perf_counter() - began
+            for run, member, plan in zip(self.runs, self.members, plans):
+                with run.room():
+                    run.record(epoch, member, plan, seconds)
+            bar.set_postfix_str(self.runs[0].latest())
+
+    def epoch(self, plans: list[Plan]) -> None:
+        """A step of each fit on each batch of its plan."""
+        states = _stacked([member.inputs.state for member in self.members])
+        try:
+            for first in range(0, len(plans[0].batches), self.first.together):
+                part = slice(first, first + self.first.together)
+                some = [Plan(p.batches[part], p.factors[part], p.kl_weights[part]) for p in plans]
+                given = [member.given(*plan) for member, plan in zip(self.members, some)]
+                n = len(some[0].batches)
+                good, sums, states = self._run(states, given, n)
+                for member, plan, own in zip(self.members, some, sums):
+                    member.went(plan.batches[:good], own)
+                if good < n:
+                    self._refuse(states, given, some, good, sums)
+        finally:
+            self._hand_back(states)
+
+    def _hand_back(self, states: Stacked) -> None:
+        for j, member in enumerate(self.members):
+            torch._foreach_copy_(member.inputs.state, [v[j] for v in states])
+
+    def _refuse(
+        self, states: Stacked, given: list[tuple[Batch, OfStep]], plans: list[Plan], place: int, sums: Tensor
+    ) -> None:
+        self._hand_back(states)
+        at_fault = int((~torch.isfinite(sums).all(1)).nonzero()[0])
+        plan, run = plans[at_fault], self.runs[at_fault]
+        with run.room():
+            try:
+                self.members[at_fault].refuse(
+                    *given[at_fault], plan.batches[place], place, plan.kl_weights[place], run.history
+                )
+            except NonFiniteError as error:
+                error.args = (f"fit number {at_fault}: {error}",)
+                raise
+
+    # -- the graph
+
+    def _flat(self, given: list[tuple[Batch, OfStep]]) -> tuple[list[Tensor], Stacked]:
+        """What steps only read, the columns first, then what belongs to each, (L, M, ...)."""
+        read = [member.inputs.read(data) for member, (data, _) in zip(self.members, given)]
+        columns = len(read[0]) - len(self.first.inputs.held)
+        shared = self.first.all_rows
+        held = [*(read[0][:columns] if shared else _stacked([own[:columns] for own in read]))]
+        held += _stacked([own[columns:] for own in read])
+        return held, [torch.stack(v, 1) for v in zip(*(own.flat for _, own in given))]
+
+    def _run(self, states: Stacked, given: list[tuple[Batch, OfStep]], n: int) -> tuple[int, Tensor, Stacked]:
+        held, stacks = self._flat(given)
+        count = torch.tensor(n, device=stacks[0].device)
+        good, sums, *following = self.run(*states, count, *held, *self.first.constants, *stacks)
+        return int(good), sums, following
+
+    def _compile(self) -> None:
+        """Compile a step of all in a loop, and compare it to the programs of each.
+
+        Raises: Untraceable.
+        """
+        numbers = [member.rows.train[: member.size] for member in self.members]
+        pixels = [member.rows.noise.get_state() for member in self.members]
+        given = [member.given([rows], [1.0], [0.5]) for member, rows in zip(self.members, numbers)]
+        states = _stacked([member.inputs.state for member in self.members])
+        held, stacks = self._flat(given)
+        columns = len(held) - len(self.first.inputs.held)
+        constants = self.first.constants
+        read = len(held)
+        dims = [0] * len(states) + [None if self.first.all_rows else 0] * columns + [0] * (read - columns)
+        step = torch.vmap(self.first.rest, (*dims, *([0] * len(stacks)), *([None] * len(constants))))
+
+        def of_step(state: Any, held: Any, own: Any) -> Any:
+            sums, good, following = step(*state, *held[:read], *own, *held[read:])
+            all_good = good.all()
+            return sums, all_good, [torch.where(all_good, new, old) for new, old in zip(following, state)]
+
+        held = [*held, *constants]
+        loop = graphs.looped(of_step, states, held, stacks)
+        self.run = graphs.compiled(loop, [*states, torch.tensor(1, device=stacks[0].device), *held, *stacks])
+        _, found, _ = self._run(states, given, 1)
+        for j, (member, run) in enumerate(zip(self.members, self.runs)):
+            member.rows.noise.set_state(pixels[j])
+            with run.room():
+                expected, _, _ = member.by_programs(numbers[j])
+            if not torch.allclose(found[j], expected, rtol=AGREES, atol=AGREES):
+                raise Untraceable(
+                    f"the graph gives {found[j].tolist()} for fit number {j}, the programs {expected.tolist()}"
+                )
+
+
+def _stacked(values: Sequence[Sequence[Tensor]]) -> Stacked:
+    return [torch.stack(v) for v in zip(*values)]
