@@ -26,7 +26,7 @@ from ppl_vae.infer.elbo import TensorELBO
 from ppl_vae.infer.graphs import Flat, Untraceable
 from ppl_vae.infer.handlers import Tally, surroundings
 from ppl_vae.infer.history import History
-from ppl_vae.infer.noise import Request, requested, requested_by_step, step_keys, step_salts
+from ppl_vae.infer.noise import ByStep, Request, keys_by_step, requested, step_keys
 from ppl_vae.infer.objectives import Objective
 from ppl_vae.infer.rows import Rows, as_they_are
 from ppl_vae.infer.updates import UPDATES, Sizes, State, Update
@@ -242,7 +242,8 @@ class CompiledStep:
         self.one_step = partial(step, self.loss, self.inputs, update, self.one.weight_decay, self.one.max_grad_norm)
         self.sums, self.met = dict.fromkeys(SUMS, 0.0), 0
         self.trained = {name: value.requires_grad for name, value in named_tensors(self.vae).items()}
-        self.draw: Flat = partial(requested_by_step, self.loss.requests)
+        self.noise = ByStep(self.loss.requests, train.device)
+        self.draw: Flat = self.noise
         self.prepare: Flat = lambda *noise: noise
         self.rest: Flat
         self.constants: list[Tensor]
@@ -363,9 +364,9 @@ class CompiledStep:
             data = data._replace(**{k: filled(v, m * b) for k, v in data._asdict().items() if v is not None})
             where = (torch.arange(len(batches))[:, None] * b + torch.where(present, place, 0)).to(numbers.device)
         scalars = self._scalars(sizes, factors, kl_weights).to(data.x)
-        salts = step_salts(self.eager.seed, range(self.number, self.number + m)).to(numbers.device)
-        where, present, scalars, numbers = (filled(v.to(salts.device), m) for v in (where, present, scalars, numbers))
-        noise = self.prepare(*self.draw(numbers, salts, present))
+        keys = keys_by_step(numbers, self.eager.seed, range(self.number, self.number + len(batches)))
+        where, present, scalars, keys = (filled(v.to(keys.device), m) for v in (where, present, scalars, keys))
+        noise = self.prepare(*self.draw(keys, present, *self.noise.counted))
         return data, OfStep(where, present, scalars, tuple(v.contiguous() for v in noise))
 
     def _scalars(self, sizes: list[int], factors: list[float], kl_weights: list[float]) -> Tensor:
@@ -396,9 +397,9 @@ class CompiledStep:
         graph, self.constants = graphs.traced(partial(self.one_step, data), flat, other_flat)
         noise = range(len(flat) - len(own.noise), len(flat))
         before, self.rest = graphs.parted(graph, [*flat, *self.constants], noise)
+        self.draw = graphs.exactly(self.draw, (own.where, own.present, *self.noise.counted))
         if before is not None:
-            self.prepare = torch.vmap(before)
-        self.draw = graphs.exactly(self.draw, (own.where, torch.arange(self.together), own.present))
+            self.prepare = graphs.of_noise(torch.vmap(before), own.noise)
 
     def by_programs(self, numbers: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The next step on these rows, by the programs themselves.

@@ -1,6 +1,7 @@
 """Functions of tensors as graphs: written down by `torch.fx`, run in a loop of their own, compiled by TorchInductor."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import getitem
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from ppl_vae.errors import ProgramError
+from ppl_vae.infer.quantile import normal_quantile
 
 Flat = Callable[..., Any]
 
@@ -55,11 +57,14 @@ def _traced(call: Flat, inputs: Sequence[Tensor]) -> Traced:
     return Traced(graph, constants)
 
 
-def written(call: Flat, inputs: Sequence[Tensor]) -> GraphModule:
+def written(call: Flat, inputs: Sequence[Tensor], terms: dict[Any, Any] | None = None) -> GraphModule:
+    """What a function does to these inputs; some of its operations in other terms."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
     with torch.no_grad():
-        graph = make_fx(lambda *tensors: call(*tensors))(*(value.clone() for value in inputs))
+        graph = make_fx(lambda *tensors: call(*tensors), decomposition_table=terms)(
+            *(value.clone() for value in inputs)
+        )
     graph.graph.eliminate_dead_code()
     for node in graph.graph.nodes:
         node.meta.pop("val", None)
@@ -221,15 +226,22 @@ def _by_inductor(graph: GraphModule, inputs: list[Any], **options: Any) -> Any:
 
 
 def exactly(call: Flat, inputs: Sequence[Tensor]) -> Flat:
-    """A function that computes with whole numbers, compiled on a CPU, where the result is the same bit by bit.
+    """A function that computes with whole numbers, compiled where the result is the same bit by bit, on a CPU.
 
     TorchInductor 2.13 may write past the end of vectors of int64 whose length is no multiple of eight, hence loops that are
     left to the C++ compiler to make vectors of.
     """
-    if any(value.device.type != "cpu" for value in inputs):
+    return _beforehand(call, written(call, inputs), inputs, torch.equal, **{"cpp.simdlen": 1})
+
+
+def of_noise(call: Flat, inputs: Sequence[Tensor]) -> Flat:
+    """A function of noise, compiled where that agrees to float64's accuracy, on a CPU."""
+    graph = written(call, inputs, {torch.ops.aten.special_ndtri.default: normal_quantile})
+    return _beforehand(call, graph, inputs, partial(torch.allclose, rtol=1e-12, atol=0.0))
+
+
+def _beforehand(call: Flat, graph: GraphModule, inputs: Sequence[Tensor], same: Any, **options: Any) -> Flat:
+    if any(v.device.type != "cpu" for v in inputs) or all(node.op != "call_function" for node in graph.graph.nodes):
         return call
-    graph = written(call, inputs)
-    if not any(node.op == "call_function" for node in graph.graph.nodes):
-        return call
-    run = compiled(graph, inputs, **{"cpp.simdlen": 1, "cpp_wrapper": False})
-    return run if all(map(torch.equal, run(*inputs), call(*inputs))) else call
+    run = compiled(graph, inputs, cpp_wrapper=False, **options)
+    return run if all(map(same, run(*inputs), call(*inputs))) else call

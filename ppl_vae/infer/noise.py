@@ -40,12 +40,13 @@ def row_keys(x: Tensor, seed: int) -> Tensor:
 
 def step_keys(rows: Tensor, seed: int, step: int) -> Tensor:
     """Keys (b,) from the row numbers (b,) of one training step."""
-    return mix(rows * GAMMA + step_salts(seed, [step]).to(rows.device))
+    return keys_by_step(rows[None], seed, [step])[0]
 
 
-def step_salts(seed: int, steps: Iterable[int]) -> Tensor:
-    """What tells the keys of one step from those of another, (m,)."""
-    return mix(torch.tensor([_wrapped(seed) ^ step * FIRST & 0x7FFFFFFFFFFFFFFF for step in steps]))
+def keys_by_step(rows: Tensor, seed: int, steps: Iterable[int]) -> Tensor:
+    """Keys (m, b) from the row numbers (m, b) of m training steps."""
+    salts = [_wrapped(seed) ^ step * FIRST & 0x7FFFFFFFFFFFFFFF for step in steps]
+    return mix(rows * GAMMA + mix(torch.tensor(salts, device=rows.device))[:, None])
 
 
 def _wrapped(seed: int) -> int:
@@ -63,10 +64,17 @@ def uniforms(keys: Tensor, draws: int, size: int, first: int = 0) -> Tensor:
 
     Returns: (S, n, size).
     """
-    numbers = torch.arange(first * size + 1, (first + draws) * size + 1, device=keys.device) * GAMMA
-    h = mix(keys[:, None] + numbers)
-    u = (h >> 12).bitwise_and_(0xFFFFFFFFFFFFF).double().add_(0.5).mul_(2.0**-52)
-    return u.view(len(keys), draws, size).transpose(0, 1)
+    return _uniforms(keys, _counted(draws, size, first).to(keys.device)).view(len(keys), draws, size).transpose(0, 1)
+
+
+def _counted(draws: int, size: int, first: int) -> Tensor:
+    """What tells noise numbers apart, (draws * size,)."""
+    return torch.arange(first * size + 1, (first + draws) * size + 1) * GAMMA
+
+
+def _uniforms(keys: Tensor, counted: Tensor) -> Tensor:
+    h = mix(keys[..., None] + counted)
+    return (h >> 12).bitwise_and_(0xFFFFFFFFFFFFF).double().add_(0.5).mul_(2.0**-52)
 
 
 class Request(NamedTuple):
@@ -103,27 +111,38 @@ def requested(request: Request, keys: Tensor, shared: Tensor | None = None) -> T
     return uniforms(mix(own + request.call) if request.call else own, request.draws, request.size, request.first)
 
 
-def requested_by_step(
-    requests: Sequence[Request], numbers: Tensor, salts: Tensor, present: Tensor
-) -> tuple[Tensor, ...]:
-    """The noise that sites ask for in steps that follow one another, each (m, draws, n, size), with n = 1 where not local.
+class ByStep:
+    """The noise that sites ask for in steps that follow one another.
 
     Args:
         requests: what is asked for in each step.
-        numbers: (m, n) rows of each.
-        salts: (m,) of the steps.
-        present: (m, n) of bool, rows that count.
+        device: of the keys.
+
+    Attributes:
+        counted: the constants that it takes besides.
     """
-    found, keys = [], mix(numbers * GAMMA + salts[:, None])
-    for request in requests:
-        own = mix(keys + request.salt)
-        if not request.local:
-            own = mix((own * present).sum(1, keepdim=True))
-        if request.call:
-            own = mix(own + request.call)
-        noise = uniforms(own.reshape(-1), request.draws, request.size, request.first)
-        found.append(noise.reshape(request.draws, *own.shape, request.size).transpose(0, 1))
-    return tuple(found)
+
+    def __init__(self, requests: Sequence[Request], device: torch.device) -> None:
+        self.requests = requests
+        self.counted = [_counted(r.draws, r.size, r.first).to(device) for r in requests]
+
+    def __call__(self, keys: Tensor, present: Tensor, *counted: Tensor) -> tuple[Tensor, ...]:
+        """Noise (m, draws, n, size) for each request, with n = 1 where it is not local.
+
+        Args:
+            keys: (m, n) of the rows of each step.
+            present: (m, n) of bool, rows that count.
+        """
+        found = []
+        for request, numbers in zip(self.requests, counted):
+            own = mix(keys + request.salt)
+            if not request.local:
+                own = mix((own * present).sum(1, keepdim=True))
+            if request.call:
+                own = mix(own + request.call)
+            noise = _uniforms(own, numbers).reshape(*own.shape, request.draws, request.size)
+            found.append(noise.movedim(2, 1).contiguous())
+        return tuple(found)
 
 
 class Keyed(Messenger):
