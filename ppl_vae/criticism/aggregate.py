@@ -84,11 +84,12 @@ def aggregate(vae: Any, batch: Batch, num_draws: int = 1000, seed: int = 0) -> A
             log_prior = log_densities(model_sites(vae, batch, holding(values), draws), jacobians(vae, batch), batch)[0]
         own, inside, outside = _mixture(vae, batch, guide)
         alike = _same_prior(vae, batch, guide)
+    mean = _mean if all(is_local(site) for site in guide.values()) else _mean_of_common
     kl, low, high = own - log_prior, own - inside, own - outside
-    information = Bounds(*_mean(low)[:1], *_mean(high)[:1], _mean(low)[1], _mean(high)[1])
-    below, above = _mean(kl - high), _mean(kl - low)
+    information = Bounds(*mean(low)[:1], *mean(high)[:1], mean(low)[1], mean(high)[1])
+    below, above = mean(kl - high), mean(kl - low)
     gap = Bounds(below[0], above[0], below[1], above[1]) if alike else None
-    return Aggregate(_mean(kl), information, gap, n)
+    return Aggregate(mean(kl), information, gap, n)
 
 
 def _mixture(vae: Any, batch: Batch, guide: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,12 +124,11 @@ def _mixture(vae: Any, batch: Batch, guide: dict[str, Any]) -> tuple[Tensor, Ten
 
 def _same_prior(vae: Any, batch: Batch, guide: dict[str, Any]) -> bool:
     """Whether all rows have one prior: at the latents of the first row's first draw, its density is the same for each."""
-    few = batch.rows(slice(8))
     first = {}
     for name, site in guide.items():
         value = site["value"][:1]
-        first[name] = value[:, :1].expand(1, len(few.x), *value.shape[2:]) if is_local(site) else value
-    log_prior = log_densities(model_sites(vae, few, holding(first), 1), jacobians(vae, few), few)[0]
+        first[name] = value[:, :1].expand(1, len(batch.x), *value.shape[2:]) if is_local(site) else value
+    log_prior = log_densities(model_sites(vae, batch, holding(first), 1), jacobians(vae, batch), batch)[0]
     return bool(torch.allclose(log_prior, log_prior[:, :1]))
 
 
@@ -136,3 +136,9 @@ def _mean(terms: Tensor) -> tuple[float, float]:
     """Mean of (S, n) and its Monte Carlo standard error, draws being independent between rows."""
     draws, n = terms.shape
     return float(terms.mean()), float((terms.var(0) / draws).sum().sqrt() / n)
+
+
+def _mean_of_common(terms: Tensor) -> tuple[float, float]:
+    """The same where all rows of a draw share some of its sites."""
+    by_draw = terms.mean(1)
+    return float(by_draw.mean()), float(by_draw.std() / len(by_draw) ** 0.5)

@@ -356,7 +356,7 @@ def under_posterior(
         worth: Any = num_draws
     else:
         drawn = draw(vae, data, method, num_draws, seed, **options)
-        parts, worth = [_read(drawn)], _independent(drawn, num_draws)
+        parts, worth = [_read(drawn)], _independent(drawn, num_draws, method)
     bound, k_hat, mean, variance = (torch.cat(column) for column in zip(*parts))
     moved = activity(mean, variance, worth, prior_variance(vae, batch, seed)).values
     if facts(vae, batch).point:
@@ -364,12 +364,15 @@ def under_posterior(
     return bound.cpu().numpy(), k_hat.cpu().numpy(), int((moved > ACTIVE).sum()), len(moved)
 
 
-def _independent(drawn: Draws, num_draws: int) -> Any:
+def _independent(drawn: Draws, num_draws: int, method: str) -> Any:
     """How many independent draws of z these are worth: of chains by latent (n, k), of resampled ones by row (n, 1)."""
     ess = drawn.stats.get("ess")
     if ess is None:
         return num_draws
-    return torch.as_tensor(ess.reshape(len(ess), -1)).clamp(min=1, max=num_draws)
+    worth = torch.as_tensor(ess.reshape(len(ess), -1)).clamp(min=1)
+    return (
+        1 / (1 / num_draws + 1 / worth) if method == "sir" else worth.clamp(max=num_draws)
+    )  # drawn from what is worth so
 
 
 def _read(block: Draws) -> tuple[torch.Tensor, ...]:

@@ -10,7 +10,7 @@ from ppl_vae.infer.local import posterior
 
 
 class Gaps(NamedTuple):
-    """The two parts of log p(x) - L[q(z|x)] (Cremer et al. 2018), row by row, in nats.
+    """The two parts of log p(x) - L[q(z|x)] (Cremer et al. 2018), row by row, in nats, for the family that was searched.
 
     Attributes:
         approximation: log p(x) - max over the family of L[q], (n,).
@@ -41,7 +41,9 @@ def gaps(
 
     The search for the best q starts at the encoder's answer, so that it finds a maximum near it. Where it stops early the
     amortisation gap comes out too small and the approximation gap too large by as much; where the evidence is a bound that
-    is not tight, the approximation gap is too small. An approximation gap below 0 says one of both. With
+    is not tight, the approximation gap is too small. An approximation gap below 0 says one of both. Where the family that is
+    searched is not the encoder's own, the second part holds what these families differ by, too: "svi" is that of mean-field
+    normal guides, "flow" that of none. With
     uncertain weights it also holds what the log of a mean over these gains over the mean of the log.
 
     Args:

@@ -52,6 +52,7 @@ class Objective(NamedTuple):
         groups: of particles, over whose bounds it is the mean.
         kl_weight: weight of the KL term at a share of the fit, 0 to 1; times that of a warm-up.
         trains_guide: whether it trains the guide; a history has no bound without.
+        keeps: whether it keeps a state for each row, whose cells then have to stay as they are.
         tensors: particles to the same objective in tensors alone, where `make` gives one of Pyro's that is not.
     """
 
@@ -70,6 +71,7 @@ class Objective(NamedTuple):
     groups: int = 1
     kl_weight: Callable[[float], float] = constant
     trains_guide: bool = True
+    keeps: bool = False
     tensors: Callable[[int], TensorELBO] | None = None
 
     @property
@@ -81,6 +83,7 @@ class Objective(NamedTuple):
             "no latent sites that all rows share": not self.shared,
             f"at least {self.least} particles": self.least > 1,
             "large batches": not self.per_row,
+            "rows that stay as they are": self.keeps,
         }
         return ", ".join(condition for condition, holds in conditions.items() if holds)
 
@@ -193,6 +196,7 @@ def mcem(*, leapfrogs: int = 10, updates: int = 5) -> Objective:
         lambda particles: MonteCarloEM(particles, leapfrogs, updates),
         discrete=False,
         trains_guide=False,
+        keeps=True,
         options={"leapfrogs": leapfrogs, "updates": updates},
         text="Monte Carlo EM: model by log p(x, z) at draws of p(z|x) by HMC, a chain for each row; no guide (Kingma & "
         "Welling 2013, appendix E)",

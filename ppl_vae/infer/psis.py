@@ -10,7 +10,7 @@ import numpy as np
 
 FEWEST = 1000
 """Draws from which on k-hat says something."""
-ROUNDING = 1e-5
+ROUNDING, EPS = 1e-5, float(np.finfo(np.float32).eps)
 """Log weights that differ by less are equal: all draws weigh the same, and no tail is left to fit."""
 
 
@@ -31,7 +31,7 @@ def smoothed(log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     draws = len(log_weight)
     tail = np.sort(log_weight, axis=0)[-math.ceil(min(draws / 5, 3 * math.sqrt(draws))) :]
-    equal = np.ptp(log_weight, axis=0) < ROUNDING * np.maximum(1, np.abs(log_weight).max(0))
+    equal = np.ptp(log_weight, axis=0) < np.maximum(ROUNDING, 4 * EPS * np.abs(log_weight).max(0))
     heavy = ~equal & (np.ptp(tail, axis=0) > 0)  # there is a tail to fit: ArviZ 1.x raises where there is none
     found, k_hat = log_weight.copy(), np.where(heavy, np.inf, 0.0)
     if len(tail) < 5 or not heavy.any():

@@ -198,6 +198,11 @@ class Run:
             raise OptionError(
                 f"patience: got {patience} with {objective!r}, whose guide is not trained: it has no bound to watch"
             )
+        if self.target.keeps and binarize == "stochastic":
+            raise OptionError(
+                f"binarize: got 'stochastic' with {objective!r}, which keeps a chain for each row; expected None or "
+                "'threshold', so that rows stay as they are"
+            )
         self.schedule = choose("schedule", schedule, SCHEDULES)
         self.pixels = choose("binarize", binarize or "none", PIXELS)
         self.one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)

@@ -11,6 +11,7 @@ import torch
 from scipy import stats
 
 import ppl_vae as pv
+from ppl_vae.criticism import aggregate as parts
 from ppl_vae.criticism.aggregate import aggregate
 from ppl_vae.model.linear import PPCA
 
@@ -114,6 +115,25 @@ def test_priors_of_rows_that_differ_have_no_gap_and_others_do():
     assert aggregate(covariates, covariates.batch(frame.drop(columns="site"))).gap is not None
     classes = pv.build(frame.drop(columns="age"), latent=2, hidden=(4,), label="site")
     assert aggregate(classes, classes.batch(frame.drop(columns="age"))).gap is not None
+
+
+def test_priors_that_differ_are_found_in_sorted_rows_too():
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(site=["u"] * 20 + ["v"] * 20)
+    grouped = pv.build(frame, latent=2, hidden=(4,), group="site", prior="hierarchical")
+    assert aggregate(grouped, grouped.batch(frame)).gap is None
+
+
+def test_errors_where_rows_share_a_draw(monkeypatch):
+    """Noise that rows of a draw share does not average out over rows: sd 1 / sqrt(400), within 4 of its errors."""
+    terms = torch.from_numpy(RANDOM.randn(400, 1) + 0.1 * RANDOM.randn(400, 50))
+    error = parts._mean_of_common(terms)[1]
+    assert abs(error * 20 - 1) < 4 / 800**0.5 + 1e-3 and parts._mean(terms)[1] < 0.2 * error
+    used = []
+    monkeypatch.setattr(parts, "_mean_of_common", lambda terms: used.append(1) or (0.0, 0.0))
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(site="u")
+    grouped = pv.build(frame, latent=2, hidden=(4,), group="site", prior="hierarchical")
+    aggregate(grouped, grouped.batch(frame))
+    assert used
 
 
 @pytest.mark.parametrize("posterior", ["full_rank", "mixture", "iaf"])

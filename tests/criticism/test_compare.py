@@ -70,6 +70,13 @@ def exact() -> pv.Comparison:
     return pv.compare(models, TRAIN, TEST, seeds=(3, 4, 5), **FAST)
 
 
+def test_resampled_draws_are_worth_less_than_their_candidates() -> None:
+    """S draws with replacement from what is worth E: the variances add up, 1 / S + 1 / E."""
+    of = pv.Draws(*[None] * 8, {"ess": np.array([100.0])})  # type: ignore[arg-type]
+    assert float(compare._independent(of, 100, "sir")) == pytest.approx(50)
+    assert float(compare._independent(of, 50, "hmc")) == 50
+
+
 def test_models_in_closed_form_are_ranked_by_their_log_density(exact: pv.Comparison) -> None:
     log_p = {q: np.array([ppca(q, seed).log_prob(TEST) for seed in (3, 4, 5)]) for q in (1, 2, 3)}
     order = sorted(log_p, key=lambda q: -log_p[q].mean())

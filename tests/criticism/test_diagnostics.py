@@ -116,6 +116,14 @@ def test_a_guide_that_is_too_narrow_is_found_out(ppca):
     assert "a larger encoder" in found.verdict
 
 
+def test_a_family_that_is_not_searched_is_not_blamed_on_the_encoder():
+    """A full-rank guide on a posterior that flows fit better: no advice between its family and its encoder."""
+    vae = pv.build(X, latent=2, hidden=(4,), posterior="full_rank")
+    found = diagnose(vae, X[:10], checks=["gaps"])["gaps"]
+    assert list(found.figures) == ["beyond a flow of each row", "up to it", "rows"]
+    assert "the best flow of each row is" in found.verdict and "would help most" not in found.verdict
+
+
 @pytest.mark.parametrize("blind", [True, False])
 def test_a_full_collapse_is_told_from_one_of_the_guide_alone(blind):
     both = PPCA(2).fit(X)

@@ -85,3 +85,8 @@ def test_what_it_cannot_do():
     codes = pv.build(x, latent=2, hidden=(), prior="bernoulli", posterior="bernoulli")
     with pytest.raises(pv.PplVaeError, match="mcem"):
         pv.fit(codes, x, objective="mcem", epochs=1, progress=False)
+    bits = pv.build(x > 0, latent=2, hidden=(), likelihood="bernoulli")
+    with pytest.raises(
+        pv.OptionError, match="binarize: got 'stochastic' with 'mcem', which keeps a chain for each row"
+    ):
+        pv.fit(bits, x > 0, objective="mcem", binarize="stochastic", epochs=1, progress=False)

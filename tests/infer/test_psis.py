@@ -43,5 +43,11 @@ def test_equal_weights_are_good():
     assert (k_hat == 0).all() and np.array_equal(found, log_weight)
 
 
+def test_the_level_does_not_matter():
+    """k-hat is of ratios: weights of tail index 0.9, with 1e6 nats taken off each."""
+    log_weight = -0.9 * np.log(np.random.RandomState(0).rand(4000, 3))
+    assert np.allclose(k_hats(log_weight), k_hats(log_weight - 1e6), atol=1e-6) and (k_hats(log_weight) > 0.8).all()
+
+
 def test_few_draws_say_nothing():
     assert np.isnan(k_hats(np.zeros((999, 2)))).all()
