@@ -18,7 +18,8 @@ must agree; then the peak memory above what was there before, in processes of th
 own, without anything cached. "figure2": Kingma & Welling's (2013) figure 2 as in `aevb_curves.py`, end to end.
 
 As many threads (OMP_NUM_THREADS, else all cores) for torch and JAX, which never run at the same time; the process is kept
-to as many cores. The last lines say what was asked for, and what was met.
+to as many cores. Others come with `pip install -e ".[bench]"`; what is not there is named with the reason. The last lines
+say what was asked for, and what was met. Linux only (memory, cores).
 """
 
 import json
