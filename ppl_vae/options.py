@@ -67,6 +67,7 @@ class FitOptions:
         patience: epochs without a better validation bound before stopping; None: never.
         binarize: none | threshold | stochastic (drawn anew each step).
         compiled: true | false | auto (where it pays): whole steps as one compiled graph.
+        precision: float32 | bf16: of the products of nets, in training.
         seed: of the split, the order of the rows and all noise.
         progress: show a progress bar.
     """
@@ -85,5 +86,6 @@ class FitOptions:
     patience: int | None = None
     binarize: str | None = None
     compiled: bool | str = "auto"
+    precision: str = "float32"
     seed: int = 0
     progress: bool = True

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 PAYS = 20_000
 """Steps from which on a compilation, some 15 seconds, is won back by steps that are a millisecond shorter."""
-AGREES = 1e-4
+AGREES = {"float32": 1e-4, "bf16": 1e-2}
 """How far the first steps may be from those without a graph, relatively: a check of the graph, not of its rounding."""
 TOGETHER, NUMBERS = 64, 2**22
 """Steps in one call of a graph, at most, and numbers that they may take in: noise, and pixels that are drawn."""
@@ -56,9 +56,9 @@ class Loss(nn.Module):
         requests: for noise, in the order in which the programs ask for it.
     """
 
-    def __init__(self, vae: Any, target: Objective, elbo: TensorELBO) -> None:
+    def __init__(self, vae: Any, target: Objective, elbo: TensorELBO, precision: str) -> None:
         super().__init__()
-        self.vae, self.target, self.elbo = vae, target, elbo
+        self.vae, self.target, self.elbo, self.precision = vae, target, elbo, precision
         self.requests: list[Request] = []
 
     def ask(self, batch: Batch) -> None:
@@ -83,7 +83,7 @@ class Loss(nn.Module):
         self, supply: Callable[[Request], Tensor], batch: Batch, kl_weight: Tensor, share: Tensor, present: Tensor
     ) -> tuple[Tensor, Tensor]:
         tally, (args, given) = Tally(), batch.arguments()
-        weights: Any = {"kl_weight": kl_weight, "share": share, "present": present}
+        weights: Any = {"kl_weight": kl_weight, "share": share, "present": present, "precision": self.precision}
         numbers = torch.zeros_like(present, dtype=torch.long)  # of the rows: what traceable objectives do not read
         with (
             pyro.get_param_store().scope(),
@@ -232,7 +232,8 @@ class CompiledStep:
             raise Untraceable("the objective is not a sum over rows in tensors alone")
         train = self.rows.train
         self.size, self.taken = min(size, len(train)), 0
-        self.loss = Loss(self.vae, target, elbo)
+        self.loss = Loss(self.vae, target, elbo, eager.precision)
+        self.agrees = AGREES[eager.precision]
         numbers, others = train[: self.size], train.flip(0)[: self.size]
         self.loss.ask(self.rows.data.rows(numbers))
         self.together = self._together(math.ceil(len(train) / self.size))
@@ -443,9 +444,9 @@ class CompiledStep:
         eager, (own, gradients) = self.eager, self._gradients(numbers)
         (args, given), keys = self.rows.data.rows(numbers).arguments(), step_keys(numbers, eager.seed, self.number)
         self.vae.zero_grad(set_to_none=True)
-        with surroundings(eager.target, eager.elbo, numbers, keys, kl_weight=0.5, share=0.5):
+        with surroundings(eager.target, eager.elbo, numbers, keys, kl_weight=0.5, share=0.5, precision=eager.precision):
             loss = eager.elbo.loss_and_grads(self.vae.model, self.vae.guide, *args, **given)
-        if not math.isclose(loss, own, rel_tol=AGREES, abs_tol=AGREES):
+        if not math.isclose(loss, own, rel_tol=self.agrees, abs_tol=self.agrees):
             raise Untraceable(f"the objective is {loss} without a graph, {own} in tensors alone")
         named = named_tensors(self.vae)
         for name, gradient in gradients.items():
@@ -454,8 +455,8 @@ class CompiledStep:
                 continue
             if gradient is None or expected is None:
                 raise Untraceable(f"{short!r} is trained {'in' if expected is None else 'without'} a graph alone")
-            size = AGREES * (1 + float(expected.abs().max()))
-            if not torch.allclose(gradient, expected, rtol=10 * AGREES, atol=size):
+            size = self.agrees * (1 + float(expected.abs().max()))
+            if not torch.allclose(gradient, expected, rtol=10 * self.agrees, atol=size):
                 raise Untraceable(f"the gradient to {short!r} is another in tensors alone")
 
     def _check(self, numbers: Tensor) -> None:
@@ -467,13 +468,15 @@ class CompiledStep:
         _, found, following = self._run(*self.given([numbers], [1.0], [0.5]), 1)
         self.rows.noise.set_state(at)  # the same pixels
         expected, _, state = self.by_programs(numbers)
-        if not torch.allclose(found, expected, rtol=AGREES, atol=AGREES):
+        if not torch.allclose(found, expected, rtol=self.agrees, atol=self.agrees):
             raise Untraceable(
                 f"the graph of {len(numbers)} rows gives {found.tolist()}, the programs {expected.tolist()} (sums of "
                 f"{', '.join(SUMS)})"
             )
         for (name, p), new, old in zip(self.inputs.parameters.items(), following, state):
-            if not float((new - old).norm()) <= 100 * AGREES * float((old - p).norm()):  # one by one Adam's may differ
+            if not float((new - old).norm()) <= 100 * self.agrees * float(
+                (old - p).norm()
+            ):  # one by one Adam's may differ
                 raise Untraceable(f"the graph's step of {name.removeprefix('vae.')!r} is another than the programs'")
 
 

@@ -373,7 +373,9 @@ def facts(vae: Any, batch: Batch) -> Facts:
 
 
 def guided(vae: Any) -> bool:
-    """Whether the guide was trained as long as the model was: not by Monte Carlo EM."""
+    """Whether the guide was trained as long as the model was: not by Monte Carlo EM. Of an ensemble, all of them."""
+    if hasattr(vae, "members"):
+        return all(map(guided, vae.members))
     return int(getattr(vae, "guide_steps", 0)) == int(getattr(vae, "steps", 0)) or not hasattr(vae, "guide_steps")
 
 

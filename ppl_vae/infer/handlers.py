@@ -16,6 +16,7 @@ from ppl_vae.errors import OptionError, number
 from ppl_vae.infer.elbo import TensorELBO
 from ppl_vae.infer.noise import Keyed, Request
 from ppl_vae.infer.objectives import Objective
+from ppl_vae.infer.precision import PRECISIONS
 from ppl_vae.model.discrete import relaxed
 
 
@@ -31,6 +32,7 @@ def surroundings(
     tally: "Tally | None" = None,
     present: Tensor | None = None,
     supply: Callable[[Request], Tensor] | None = None,
+    precision: str = "float32",
 ) -> Iterator[None]:
     """What every objective runs in: keyed noise, the weights of its terms, and who watches.
 
@@ -42,10 +44,12 @@ def surroundings(
         share: of the data's rows in the batch.
         present: (b,) of bool, rows that count; None: all.
         supply: gives the noise that sites ask for, all of which then have to be drawn from it; None: by the keys.
+        precision: in `PRECISIONS`, of the products of nets.
     """
     if isinstance(elbo, TensorELBO):
         elbo.at(numbers, keys)
     with ExitStack() as handlers:  # outermost first: each then sees distributions that every plate has expanded
+        handlers.enter_context(PRECISIONS[precision]())
         handlers.enter_context(
             Keyed(keys, strict=supply is not None, reparameterized=target.reparameterized, supply=supply)
         )

@@ -25,6 +25,7 @@ class History:
     Attributes:
         stopped: why the fit ended: "epochs" or "patience".
         compile_seconds: that it took to compile a step; None: steps were not compiled.
+        rounding: by how much the bound changed with nets in bfloat16, nats a row, at the start; None: they were not.
         best_epoch: the epoch whose weights the model holds; None: the last.
 
     Example:
@@ -39,6 +40,7 @@ class History:
         self.stopped = "epochs"
         self.best_epoch: int | None = None
         self.compile_seconds: float | None = None
+        self.rounding: float | None = None
 
     def append(self, epoch: dict[str, float]) -> None:
         """Add one epoch."""

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, first_line
 from ppl_vae.infer import graphs
-from ppl_vae.infer.compiled import AGREES, CompiledStep, OfStep, Untraceable, put_back
+from ppl_vae.infer.compiled import CompiledStep, OfStep, Untraceable, put_back
 from ppl_vae.infer.history import History
 from ppl_vae.infer.training import Plan, Run, fit
 from ppl_vae.options import FitOptions
@@ -234,7 +234,7 @@ class ManySteps:
             member.rows.noise.set_state(pixels[j])
             with run.room():
                 expected, _, _ = member.by_programs(numbers[j])
-            if not torch.allclose(found[j], expected, rtol=AGREES, atol=AGREES):
+            if not torch.allclose(found[j], expected, rtol=member.agrees, atol=member.agrees):
                 raise Untraceable(
                     f"the graph gives {found[j].tolist()} for fit number {j}, the programs {expected.tolist()}"
                 )

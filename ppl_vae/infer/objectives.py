@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 from pyro.infer import (
     ELBO,
     EnergyDistance,
+    JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
     ReweightedWakeSleep,
     Trace_ELBO,
     Trace_MMD,
@@ -371,13 +375,18 @@ def objectives() -> dict[str, Objective]:
     return dict(OBJECTIVES)
 
 
-JOINT: dict[type, str] = {
+SECOND = "whose graph fails from the second step of a fit on; expected {}"
+REFUSED: dict[type, str] = {
     ReweightedWakeSleep: "whose weights are of the whole batch at once; expected 'reweighted_wake_sleep', each row's own",
     TraceTailAdaptive_ELBO: "whose weights are of the whole batch at once; expected 'renyi' or 'iwae', each row's own",
     EnergyDistance: "which compares the whole batch as one point, and reads no mask; expected 'elbo'",
     Trace_MMD: "which compares the whole batch as one point; expected 'mmd', which compares its rows",
+    JitTrace_ELBO: SECOND.format("'elbo' with compiled=True, whose graph is of whole steps"),
+    JitTraceMeanField_ELBO: SECOND.format("'analytic_kl' with compiled=True, whose graph is of whole steps"),
+    JitTraceGraph_ELBO: SECOND.format("'trace_graph'; compiled=True makes graphs of 'elbo' and others of ours"),
+    JitTraceEnum_ELBO: SECOND.format("'enumerate'; compiled=True makes graphs of 'elbo' and others of ours"),
 }
-"""Pyro's objectives that take a batch for one observation, and what to use instead."""
+"""Pyro's objectives that take a batch for one observation, or cannot be fitted by steps, and what to use instead."""
 
 
 def objective(choice: Any, particles: int | None = None) -> Objective:
@@ -398,7 +407,7 @@ def objective(choice: Any, particles: int | None = None) -> Objective:
         if particles not in (None, 1):
             raise OptionError(f"particles: got {particles} with a factory of your own, expected them set inside it")
         if isinstance(choice, type):
-            _refuse_joint(choice)
+            _refuse(choice)
         return Objective(lambda particles: _elbo(choice), enumerated=lambda particles: _elbo(choice))
     name, options = choice if isinstance(choice, tuple | list) and len(choice) == 2 else (choice, {})
     known = choose("objective", name, OBJECTIVES).options
@@ -424,12 +433,12 @@ def fitting(target: Objective, choice: Any, known: Facts) -> Objective:
     if known.discrete and not target.discrete:
         raise OptionError(
             f"objective: got {name!r}, whose gradient goes through draws, with the discrete site "
-            f"{known.discrete[0]!r}; expected {_names(lambda objective: objective.discrete)}"
+            f"{known.discrete[0]!r}; expected {_suiting(known)}"
         )
     if known.shared and not target.shared:
         raise OptionError(
             f"objective: got {name!r}, whose weights are per row, with the site {known.shared[0]!r} that all rows share; "
-            f"expected {_names(lambda objective: objective.shared)}"
+            f"expected {_suiting(known)}"
         )
     if target.options.get("temperature") and "y" in (*known.discrete, *known.enumerated):
         raise OptionError(f"objective: got {name!r} with classes, which are known on some rows; expected 'enumerate'")
@@ -443,20 +452,33 @@ def fitting(target: Objective, choice: Any, known: Facts) -> Objective:
     return target
 
 
-def _names(suits: Callable[[Objective], bool]) -> str:
-    *others, last = [repr(name) for name, objective in OBJECTIVES.items() if suits(objective)]
-    return f"{', '.join(others)} or {last}"
+def _suiting(known: Facts) -> str:
+    """The names of the objectives that would do for such programs."""
+    discrete = {*known.discrete, *known.enumerated}
+
+    def suits(objective: Objective) -> bool:
+        relaxes = bool(objective.options.get("temperature"))
+        return (
+            (objective.discrete or not known.discrete)
+            and (objective.enumerated is not None or not known.enumerated)
+            # what all rows share may have no draws without a gradient, as a scale of groups
+            and (objective.shared and objective.reparameterized or not known.shared)
+            and (bool(discrete) or not (relaxes or objective.enumerates))
+            and not (relaxes and "y" in discrete)
+        )
+
+    return " or ".join(", ".join(repr(n) for n, o in OBJECTIVES.items() if suits(o)).rsplit(", ", 1))
 
 
-def _refuse_joint(kind: type) -> None:
-    for joint, reason in JOINT.items():
-        if issubclass(kind, joint):
+def _refuse(kind: type) -> None:
+    for refused, reason in REFUSED.items():
+        if issubclass(kind, refused):
             raise OptionError(f"objective: got {kind.__name__}, {reason}")
 
 
 def _elbo(factory: Callable) -> ELBO:
     made = factory()
-    _refuse_joint(type(made))
+    _refuse(type(made))
     if not isinstance(made, ELBO):
         raise OptionError(f"objective: got a factory of {made!r}, expected one of a Pyro ELBO, such as Trace_ELBO")
     return made

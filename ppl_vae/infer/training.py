@@ -22,10 +22,13 @@ from ppl_vae.infer.noise import step_keys
 from ppl_vae.infer.objectives import Objective, fitting
 from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.optim import SCHEDULES, OneOptimizer
+from ppl_vae.infer.precision import PRECISIONS, refuse_rounding
 from ppl_vae.infer.rows import PIXELS, Rows
 from ppl_vae.infer.scope import isolated, remember
 from ppl_vae.options import FitOptions as Default
 
+ROUNDED_ROWS, ROUNDED_DRAWS = 256, 32
+"""Whose bound tells what rounding does."""
 VALIDATION = 2**40
 """Added to the seed of validation noise: early stopping must not select on the draws that scores then use."""
 
@@ -49,6 +52,7 @@ def fit(
     binarize: str | None = Default.binarize,
     device: str | torch.device | None = None,
     compiled: bool | str = Default.compiled,
+    precision: str = Default.precision,
     seed: int = Default.seed,
     progress: bool = Default.progress,
     callbacks: Iterable[Callable[[Any, History], object]] = (),
@@ -77,6 +81,8 @@ def fit(
         compiled: run whole steps as one compiled graph: True, False, or "auto": on a CPU, where 20,000 steps or more are
             planned, and where it can be; else it says why not in the log. Noise and results are the same up to rounding. The
             graph is made once, and left after a callback that changes more of the model than values in place.
+        precision: "float32", or "bf16": the products of nets are taken in bfloat16 while training, which processors made for
+            it do several times as fast; weights, densities and all that comes after a fit stay in float32.
         seed: of split, order and noise. A fit is a function of model, data, options and seed. A second fit of a model goes
             on with fresh noise and order under the same seed, and with the same split; another seed has another split,
             which holds out rows that were trained on.
@@ -87,7 +93,7 @@ def fit(
 
     Raises:
         DataError: unusable rows, or outside the likelihood's support.
-        OptionError: an unknown or contradictory argument.
+        OptionError: an unknown or contradictory argument; "bf16" where it changes the bound by more than its noise.
         NonFiniteError: the loss or a gradient turned NaN or infinite; the model holds its last good state.
 
     Example:
@@ -177,6 +183,7 @@ class Run:
         patience: int | None,
         binarize: str | None,
         device: str | torch.device | None,
+        precision: str,
         seed: int,
     ) -> None:
         self.vae, self.objective, self.lr = vae, objective, number("lr", lr, inclusive=True)
@@ -204,6 +211,8 @@ class Run:
                 "'threshold', so that rows stay as they are"
             )
         self.schedule = choose("schedule", schedule, SCHEDULES)
+        choose("precision", precision, PRECISIONS)
+        self.precision = precision
         self.pixels = choose("binarize", binarize or "none", PIXELS)
         self.one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
         if device is not None:
@@ -235,8 +244,20 @@ class Run:
             raise OptionError(
                 f"kl_warmup: got {self.kl_warmup} with the objective {self.objective!r}, which has no KL term to weigh here"
             )
+        if self.precision != "float32":
+            self.history.rounding = self._rounding()
         self.total, self.first = self.epochs * ceil(len(self.rows.train) / self.batch_size), int(self.vae.steps)
-        return Step(self.vae, self.target, self.particles, self.one, self.seed, self.rows)
+        return Step(self.vae, self.target, self.particles, self.one, self.seed, self.rows, self.precision)
+
+    def _rounding(self) -> float:
+        """What rounded nets change of the bound of some rows; refused where it is more than noise."""
+        some = self.rows.take(self.rows.train[:ROUNDED_ROWS])
+        found = []
+        for precision in ("float32", self.precision):
+            with torch.no_grad(), PRECISIONS[precision]():
+                blocks = row_blocks(self.vae, some, ROUNDED_DRAWS, self.seed + VALIDATION, pad=False, strict=False)
+                found.append(torch.cat([block.log_weight for block in blocks], 1))
+        return refuse_rounding(torch.stack(found))
 
     def plan(self, epoch: int, step: int) -> Plan:
         """The steps of an epoch, the first of which has this number."""
@@ -272,7 +293,17 @@ class Run:
 class Step:
     """One step of SVI, with noise keyed by (seed, step, row) and a record of the densities that it met."""
 
-    def __init__(self, vae: Any, target: Objective, particles: int, one: OneOptimizer, seed: int, rows: Rows) -> None:
+    def __init__(
+        self,
+        vae: Any,
+        target: Objective,
+        particles: int,
+        one: OneOptimizer,
+        seed: int,
+        rows: Rows,
+        precision: str = "float32",
+    ) -> None:
+        self.precision = precision
         self.vae, self.target, self.one, self.seed, self.number = vae, target, one, seed, int(vae.steps)
         self.particles, self.rows = particles, rows
         elbo: Any = target.make(particles)
@@ -306,7 +337,8 @@ class Step:
         one, tally = self.one, Tally()
         one.rows = len(numbers)
         keys = step_keys(numbers, self.seed, self.number)
-        weights: Any = {"kl_weight": kl_weight, "share": len(numbers) / len(self.rows.train)}
+        share = len(numbers) / len(self.rows.train)
+        weights: Any = {"kl_weight": kl_weight, "share": share, "precision": self.precision}
         with surroundings(self.target, self.elbo, numbers, keys, **weights, tally=tally):
             self._svi_step(batch)
         if one.refused:
