@@ -234,7 +234,7 @@ class ManySteps:
             member.rows.noise.set_state(pixels[j])
             with run.room():
                 expected, _, _ = member.by_programs(numbers[j])
-            if not torch.allclose(found[j], expected, rtol=member.agrees, atol=member.agrees):
+            if not member.alike(found[j], expected):
                 raise Untraceable(
                     f"the graph gives {found[j].tolist()} for fit number {j}, the programs {expected.tolist()}"
                 )
