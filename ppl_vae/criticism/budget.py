@@ -54,13 +54,35 @@ def fit_within(vae: Any, train: Any, budget: dict[str, float] | None, **options:
     if budget is not None:
         ((unit, amount),) = budget.items()
         further = UNITS[unit](amount, each, vae, train, options)
-        if further["epochs"] < 1:
-            raise OptionError(
-                f"budget: got {amount:g} {unit}, expected enough for an epoch of {each:g} gradient evaluations"
-            )
+        _check_epochs(further["epochs"], budget, each)
     warm_up()
     history = _stoppable(vae, train, {**options, **further})
     return history, round(len(history) * each)
+
+
+def check(vae: Any, train: Any, budget: dict[str, float] | None, options: dict[str, Any]) -> None:
+    """Refuse what `fit_within` would refuse; whether seconds hold an epoch only their trial shows.
+
+    Raises: OptionError.
+    """
+    if budget is not None and "gradients" in budget:
+        each = evaluations(vae, train, options)
+        _check_epochs(_by_gradients(budget["gradients"], each, vae, train, options)["epochs"], budget, each)
+    elif budget is not None:
+        _check_patience(options)
+
+
+def _check_epochs(epochs: int, budget: dict[str, float], each: float) -> None:
+    if epochs < 1:
+        ((unit, amount),) = budget.items()
+        raise OptionError(
+            f"budget: got {amount:g} {unit}, expected enough for an epoch of {each:g} gradient evaluations"
+        )
+
+
+def _check_patience(options: dict[str, Any]) -> None:
+    if options.get("patience") is not None:  # the best weights would be lost where the clock stops the fit
+        raise OptionError(f"patience: got {options['patience']} with a budget in seconds, expected None")
 
 
 @cache
@@ -88,8 +110,7 @@ def _by_gradients(amount: float, each: float, vae: Any, train: Any, options: dic
 
 
 def _by_seconds(amount: float, each: float, vae: Any, train: Any, options: dict[str, Any]) -> dict[str, Any]:
-    if options.get("patience") is not None:  # the best weights would be lost where the clock stops the fit
-        raise OptionError(f"patience: got {options['patience']} with a budget in seconds, expected None")
+    _check_patience(options)
     if _option(options, "compiled") == "auto":  # goes by the steps that are planned, which are not known yet
         options = {**options, "compiled": False}
     trial = _stoppable(copy.deepcopy(vae), train, {**options, "epochs": 10**9, "callbacks": [_trial(amount)]})

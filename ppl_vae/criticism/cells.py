@@ -1,12 +1,9 @@
 """One cell of a comparison, a candidate under one seed: what is known of it, and its two files."""
 
-import math
 import re
-from collections.abc import Mapping
-from functools import partial
 from importlib import import_module
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import FunctionType
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -15,8 +12,9 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from ppl_vae.criticism.described import attributes, described, own
 from ppl_vae.data.tables import read
-from ppl_vae.errors import MissingFileError, ModelFileError, OptionError
+from ppl_vae.errors import MissingFileError, ModelFileError
 from ppl_vae.files import digest, from_json, read_bytes, to_json, write_bytes, write_text
 from ppl_vae.infer.draws import each_block
 
@@ -52,7 +50,11 @@ def key(content: dict[str, Any]) -> str:
 
 
 def fingerprint(vae: Any, data: Any) -> dict[str, Any]:
-    """What a fresh model is: structure, weights, columns, and what its parts, plain functions too, do to a few rows."""
+    """What a fresh model is: structure, weights, columns, what its parts, plain functions too, do to a few rows, and the
+    code and plain attributes of those that the user wrote, which may matter in training alone.
+
+    Raises: OptionError for an attribute whose content cannot be told.
+    """
     few = vae.batch(data).rows(slice(4))
     (densities,) = each_block(vae, few, 2, 0, lambda block: (block.log_lik, block.log_prior, block.log_q))
     state = {name: value.detach().cpu().contiguous().clone() for name, value in vae.state_dict().items()}
@@ -60,10 +62,19 @@ def fingerprint(vae: Any, data: Any) -> dict[str, Any]:
         "structure": re.sub(r" at 0x[0-9a-f]+", "", str(vae)),
         "recipe": repr(getattr(vae, "recipe", None)),
         "schema": repr(vae.schema),
+        "parts": described([_own_part(name, part) for name, part in vae.named_modules()]),
         "state": digest(safetensors.torch.save(state)),
         # to few digits: another machine may round otherwise
         "densities": [f"{value:.4g}" for part in densities for value in part.flatten().tolist()],
     }
+
+
+def _own_part(name: str, part: Any) -> list[Any]:
+    """Of the user's own parts class and plain attributes, of the library's the functions among these."""
+    plain = attributes(part)
+    if own(type(part).__module__):
+        return [name, type(part), plain]
+    return [name, {key: value for key, value in plain.items() if isinstance(value, FunctionType)}]
 
 
 def data_digest(data: Any) -> str:
@@ -71,41 +82,6 @@ def data_digest(data: Any) -> str:
     table = read(data)
     head = repr((table.names, table.shape, table.columns, str(table.values.dtype)))
     return digest(head.encode() + np.ascontiguousarray(table.values).tobytes())
-
-
-def described(value: Any) -> Any:
-    """A value in JSON, functions by their code.
-
-    Raises: OptionError for one whose content cannot be told.
-    """
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if isinstance(value, np.generic):
-        return described(value.item())
-    if isinstance(value, Mapping):
-        return {str(name): described(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [described(one) for one in value]
-    if isinstance(value, partial):
-        return described([value.func, value.args, value.keywords])
-    if isinstance(value, FunctionType):
-        held = [cell.cell_contents for cell in value.__closure__ or ()]
-        return [value.__module__, value.__qualname__, _code(value.__code__), described([held, value.__defaults__])]
-    if isinstance(value, type):
-        return [value.__module__, value.__qualname__]
-    if isinstance(value, torch.device):
-        return str(value)
-    raise OptionError(
-        f"folder: got the option {value!r:.200}, expected names, numbers and functions: of other objects it cannot be told "
-        "later whether they are the same"
-    )
-
-
-def _code(code: CodeType) -> list[Any]:
-    constants = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
-    return [code.co_code.hex(), list(code.co_names), constants]
 
 
 def versions() -> dict[str, str]:

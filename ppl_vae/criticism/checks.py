@@ -18,8 +18,8 @@ from ppl_vae.criticism.posterior_check import posterior_predictive
 from ppl_vae.criticism.predictive import as_frame
 from ppl_vae.criticism.sbc import LEVEL, sbc
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import OptionError
-from ppl_vae.infer.draws import Draws, Facts, each_block, facts, in_mode, row_keys, traces
+from ppl_vae.errors import OptionError, PplVaeError
+from ppl_vae.infer.draws import Draws, Facts, believe, each_block, facts, in_mode, row_keys, traces
 from ppl_vae.infer.gradients import gradients
 from ppl_vae.infer.psis import FEWEST, k_hats, threshold
 from ppl_vae.infer.scope import isolated
@@ -333,6 +333,7 @@ def gradient_signal(subject: Subject) -> Finding:
 
     At an optimum no gradient has a signal, and the noise alone tells estimators of one bound apart.
     """
+    believe(subject.vae)
     rows = spaced(len(subject.batch.x), BATCH)
     data = as_frame(subject.data).iloc[rows.tolist()]
     figures, detail, refused = {}, {}, ""
@@ -341,7 +342,7 @@ def gradient_signal(subject: Subject) -> Finding:
             found = gradients(
                 subject.vae, data, name, particles=particles, num_repeats=REPEATS, seed=subject.seed
             ).parts.get("encoder")
-        except OptionError as error:  # such as one whose gradient goes through draws, of a discrete z
+        except PplVaeError as error:  # such as one whose gradient goes through draws, of a discrete z
             refused = str(error)
             continue
         if found is not None:
@@ -401,12 +402,15 @@ def pit(subject: Subject) -> Finding:
         "smallest p, times columns": unsure(min(1.0, float(p.min()) * m)),
         "columns not as predicted": unsure(bad),
     }
-    verdict = f"all {m} columns are distributed as the model predicts, as far as {len(found.values)} rows can tell"
+    verdict = (
+        f"all {m} columns are distributed as the model predicts, as far as {len(found.values)} rows can tell, "
+        f"at level {LEVEL:g}"
+    )
     if bad:
         worst = table.loc[p.idxmin()]
         verdict = (
-            f"{bad} of {m} columns are not distributed as the model predicts, {p.idxmin()!r} most: mean of the "
-            f"transform {worst['mean']:.2f} (0.5 if right), spread {worst['spread']:.2f} (1 if right)"
+            f"{bad} of {m} columns are not distributed as the model predicts at level {LEVEL:g}, {p.idxmin()!r} most: "
+            f"mean of the transform {worst['mean']:.2f} (0.5 if right), spread {worst['spread']:.2f} (1 if right)"
         )
     return Finding(figures, verdict, {"pit": found})
 

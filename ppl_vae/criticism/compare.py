@@ -2,6 +2,7 @@
 
 import builtins
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from inspect import signature
 from os import PathLike
 from pathlib import Path
@@ -13,21 +14,24 @@ from tqdm.auto import tqdm
 
 from ppl_vae.criticism import budget as budgets
 from ppl_vae.criticism import cells
-from ppl_vae.criticism.cells import Cell, described
+from ppl_vae.criticism.cells import Cell
 from ppl_vae.criticism.comparison import Comparison
+from ppl_vae.criticism.described import described
 from ppl_vae.criticism.latent import ACTIVE, activity, prior_variance
+from ppl_vae.criticism.refit import check_options as check_refit
 from ppl_vae.criticism.refit import refitted
 from ppl_vae.data.schema import Schema
 from ppl_vae.data.tables import held_by
 from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError, choose, first_line, whole
 from ppl_vae.infer.draws import Draws, each_block, facts, guided, in_mode, row_keys, space, traces
 from ppl_vae.infer.evidence import Evidence, log_evidence
+from ppl_vae.infer.evidence import checked_options as checked_evidence
 from ppl_vae.infer.local import checked_options
 from ppl_vae.infer.local import posterior as draw
-from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.psis import k_hats
 from ppl_vae.infer.rules import base
 from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.training import check_options as check_fit
 from ppl_vae.infer.training import fit as train_model
 from ppl_vae.model.mixed import Columnwise
 
@@ -67,7 +71,7 @@ class Candidate:
         if wrong := sorted(fit.keys() - known):
             raise OptionError(f"candidate: got the fit options {wrong}, expected some of {sorted(known)}")
         if objective is not None:
-            chosen_objective(objective)
+            check_fit(objective=objective, **fit)
         checked_options(*_named("posterior", posterior), "posterior")
         self.make, self.objective, self.posterior, self.fit = make, objective, posterior, fit
 
@@ -109,7 +113,9 @@ def compare(
             `refitted` (hidden, posterior, particles, epochs, ...).
         num_draws: draws of the candidate's posterior a row, for the bound, k-hat and active units.
         map: of any executor, such as `ProcessPoolExecutor().map`; results are the same.
-        folder: where each cell is kept on its own, so that a comparison that was stopped goes on; None: nowhere.
+        folder: where each cell is kept on its own, so that a comparison that was stopped goes on; None: nowhere. Functions
+            among the options and parts of your own are known by their code and all that it reads, helpers and globals as
+            they are when the comparison starts: where these have changed the cell runs again.
         retry: run cells again that failed and were kept.
         progress: show a bar.
 
@@ -151,9 +157,8 @@ def compare(
             raise OptionError(
                 f"candidate {name!r}: got epochs with a budget, which says how many; expected one of the two"
             )
-        if folder is not None:
-            described(_fit_options(candidate))  # refuse now what no key can be made of
-    _check_measures(candidates, seeds[0], train, test)
+    CHECKS[evidence[0]](**evidence[1])
+    _check_measures(candidates, seeds[0], train, test, budget)
     digests = [cells.data_digest(data) for data in (train, test)] if folder is not None else []
     shared = Shared(
         train, test, budget, evidence, whole("num_draws", num_draws, 2), None if folder is None else Path(folder), digests,
@@ -167,7 +172,9 @@ def compare(
         "versions": cells.versions(),
     }
     settings = described(common)
-    tasks = [Task(name, candidate, seed, shared) for name, candidate in candidates.items() for seed in seeds]
+    # once, before a fit changes what its callbacks read; and what no key can be made of is refused now
+    fits = {name: None if folder is None else described(_fit_options(one)) for name, one in candidates.items()}
+    tasks = [Task(name, one, seed, fits[name], shared) for name, one in candidates.items() for seed in seeds]
     bar = tqdm(map(run, tasks), total=len(tasks), disable=not progress, desc="compare", unit="cell")
     return Comparison(list(bar), settings)
 
@@ -187,11 +194,12 @@ class Shared(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One cell to run."""
+    """One cell to run; `fit` is the description of the candidate's options for its key, where there is one."""
 
     name: str
     candidate: Candidate
     seed: int
+    fit: Any
     shared: Shared
 
 
@@ -206,7 +214,7 @@ def run(task: Task) -> Cell:
 
 
 def _kept(task: Task) -> Cell:
-    name, candidate, seed, shared = task
+    name, candidate, seed, _, shared = task
     try:
         vae = _made(candidate, seed)
         if candidate.objective is not None and int(getattr(vae, "steps", 0)):
@@ -234,13 +242,13 @@ def _made(candidate: Candidate, seed: int) -> Any:
 
 
 def _key(task: Task, vae: Any) -> str:
-    candidate, shared = task.candidate, task.shared
+    shared = task.shared
     return cells.key(
         {
             "candidate": task.name,
             "seed": task.seed,
             "model": cells.fingerprint(vae, shared.train),
-            "fit": _fit_options(candidate),
+            "fit": task.fit,
             "budget": shared.budget,
             "evidence": shared.evidence,
             "num_draws": shared.num_draws,
@@ -261,7 +269,7 @@ def _attempt(task: Task, vae: Any) -> Cell:
 
 
 def _fitted(task: Task, vae: Any) -> Cell:
-    name, candidate, seed, shared = task
+    name, candidate, seed, _, shared = task
     figures: dict[str, Any] = {
         "seconds": 0.0,
         "gradients": 0,
@@ -330,6 +338,18 @@ EVIDENCE: dict[str, Callable[..., Evidence]] = {
 }
 
 
+def _check_refit(num_draws: int | None = None, **options: Any) -> None:
+    checked_evidence("iwae", num_draws)
+    check_refit(**options)
+
+
+CHECKS: dict[str, Callable[..., Any]] = {
+    **{method: partial(checked_evidence, method) for method in ("ais", "iwae", "psis")},
+    "refit": _check_refit,
+}
+"""Of the values of an estimator's options."""
+
+
 OPTIONS: dict[str, set[str]] = {
     "ais": {"num_draws", "steps", "leapfrogs"},
     "refit": {"num_draws", *signature(refitted).parameters} - {"vae", "train", "seed"},
@@ -344,10 +364,11 @@ OPTIONS: dict[str, set[str]] = {
 
 def under_posterior(
     vae: Any, data: Any, posterior: Any, num_draws: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, int, int]:
+) -> tuple[np.ndarray, np.ndarray, int | None, int]:
     """The bound (n,) and k-hat (n,) of q(z|x), how many of its latent units are active, and how many there are.
 
-    Bound and k-hat are NaN for draws without log q, and for a point.
+    Bound and k-hat are NaN for draws without log q, and for a point; active units are None for an ensemble, whose members
+    have their own, and for one row, which does not vary.
     """
     batch = vae.batch(data)
     method, options = _named("posterior", posterior)
@@ -358,10 +379,13 @@ def under_posterior(
         drawn = draw(vae, data, method, num_draws, seed, **options)
         parts, worth = [_read(drawn)], _independent(drawn, num_draws, method)
     bound, k_hat, mean, variance = (torch.cat(column) for column in zip(*parts))
-    moved = activity(mean, variance, worth, prior_variance(vae, batch, seed)).values
+    active = None
+    if len(mean) > 1 and not hasattr(vae, "members"):
+        moved = activity(mean, variance, worth, prior_variance(vae, batch, seed)).values
+        active = int((moved > ACTIVE).sum())
     if facts(vae, batch).point:
         bound, k_hat = torch.full_like(bound, torch.nan), torch.full_like(k_hat, torch.nan)
-    return bound.cpu().numpy(), k_hat.cpu().numpy(), int((moved > ACTIVE).sum()), len(moved)
+    return bound.cpu().numpy(), k_hat.cpu().numpy(), active, mean.shape[1]
 
 
 def _independent(drawn: Draws, num_draws: int, method: str) -> Any:
@@ -388,8 +412,11 @@ def _read(block: Draws) -> tuple[torch.Tensor, ...]:
 # ---- what can be compared
 
 
-def _check_measures(candidates: Mapping[str, Candidate], seed: int, train: Any, test: Any) -> None:
-    """Refuse data that a model cannot read, and evidence of other cells or another base measure than the first one's."""
+def _check_measures(
+    candidates: Mapping[str, Candidate], seed: int, train: Any, test: Any, budget: dict[str, float] | None
+) -> None:
+    """Refuse data that a model cannot read, a budget that holds no epoch of its fit, and evidence of other cells or another
+    base measure than the first one's."""
     measures = {}
     for name, candidate in candidates.items():
         try:
@@ -401,6 +428,11 @@ def _check_measures(candidates: Mapping[str, Candidate], seed: int, train: Any, 
                 vae.batch(data)
             except PplVaeError as error:
                 raise DataError(f"candidate {name!r}, {part}: {first_line(error)}") from error
+        if candidate.objective is not None:
+            try:
+                budgets.check(vae, train, budget, {**candidate.fit, "objective": candidate.objective})
+            except OptionError as error:
+                raise OptionError(f"candidate {name!r}: {error}") from error
         try:
             measures[name] = measure(vae, test)
         except Exception:  # as above
@@ -418,6 +450,7 @@ def _check_measures(candidates: Mapping[str, Candidate], seed: int, train: Any, 
 
 def measure(vae: Any, data: Any) -> dict[str, str]:
     """What p(x) is of each column: "a density" or "a probability"; labels are one more column."""
+    vae = vae.members[0] if hasattr(vae, "members") else vae
     few = vae.batch(data).rows(slice(2))
     schema = vae.schema or Schema.of(data)
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):

@@ -52,7 +52,8 @@ class Comparison:
             gains; bad_k: share of rows whose weights under that posterior have a bad Pareto k-hat, NaN of fewer than
             1000 draws; active: latent units in use, of `latent`;
             seconds, gradients (rows times draws) and epochs of the fit, and why it stopped; error: why the cell failed.
-        table: a data frame, a row for each candidate, the best first; of the seeds whose cells did not fail.
+        table: a data frame, a row for each candidate, `best` first: by the number of cells that did not fail, then by
+            evidence; of those cells.
             evidence: mean over seeds, with its se over rows and its mcse; sd_seeds: standard deviation over seeds of one
             fit's evidence, NaN of one seed;
             difference: of evidence to that of `best`, with difference_se, its standard error over the same rows, and
@@ -77,13 +78,12 @@ class Comparison:
         self._done = {(cell.candidate, cell.seed): cell.pointwise for cell in cells if cell.error is None}
         names = list(dict.fromkeys(cell.candidate for cell in cells))
         by_seed = {name: self.log_evidence(name) for name in names}
-        self.best = max(names, key=lambda name: (len(by_seed[name]), _mean(list(by_seed[name].values()))))
+        names.sort(key=lambda name: (-len(by_seed[name]), -_mean(list(by_seed[name].values()))))
+        self.best = names[0]
         lines = pd.DataFrame({name: self._line(name) for name in names}).T.rename_axis("candidate")
         table = lines.join(self.differences()).infer_objects()
         first = ["evidence", "se", "sd_seeds", "mcse", *table.columns[-3:]]
-        self.table = table[[*first, *(c for c in lines if c not in first)]].sort_values(
-            "evidence", ascending=False, kind="stable"
-        )
+        self.table = table[[*first, *(c for c in lines if c not in first)]]
 
     def log_evidence(self, candidate: str) -> dict[int, np.ndarray]:
         """Estimates of log p(x) of the test rows (n,), by seed."""

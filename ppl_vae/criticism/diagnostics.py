@@ -8,6 +8,7 @@ from typing import Any
 from ppl_vae.criticism.checks import CHECKS, Finding, Subject, spaced
 from ppl_vae.criticism.predictive import as_frame
 from ppl_vae.errors import OptionError, PplVaeError, choose, whole
+from ppl_vae.infer.draws import batch_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +50,12 @@ class Diagnosis:
             f"Diagnosis of {rows} rows" + (f" of {total}" if total > rows else "") + f", {self.num_draws} draws a row"
         )
         width = max(map(len, self.findings))
-        lines = [f"  {name.ljust(width)}  {verdict}" for name, verdict in self.verdicts.items()]
+        first: dict[str, str] = {}  # one reason may keep many checks from being made: it is said once
+        lines = []
+        for name, found in self.findings.items():
+            told = first.setdefault(found.verdict, name)
+            verdict = found.verdict if found.figures or told == name else f"not checked, for the reason of {told}"
+            lines.append(f"  {name.ljust(width)}  {verdict}")
         return "\n".join([head, *lines, "", _figures(self.findings)])
 
 
@@ -90,9 +96,10 @@ def diagnose(
             "gaps", what the bound loses by the family of q and by the encoder (Cremer et al. 2018), of 50 rows;
             "gradients", noise and signal-to-noise ratio of the encoder's gradient by estimator (Rainforth et al. 2018), of
             100 rows;
-            "calibration", ranks of the truth among the guide's draws on simulated rows (Talts et al. 2018);
+            "calibration", ranks of the truth among the guide's draws on simulated rows (Talts et al. 2018), at level 0.001
+            over all quantities;
             "predictive", means, spreads and zeros of columns beside those of data sets that the model draws;
-            "pit", where cells lie in the model's predictions (Dawid 1984).
+            "pit", where cells lie in the model's predictions (Dawid 1984), at level 0.001 over all columns.
         num_draws: S, of z a row; 1000 at least for "evidence".
         seed: of the noise.
         rows: at most so many, evenly spaced, are looked at.
@@ -116,7 +123,7 @@ def diagnose(
     if not wanted:
         raise OptionError(f"checks: got none, expected some of {', '.join(map(repr, CHECKS))}")
     num_draws, rows = whole("num_draws", num_draws, 2), whole("rows", rows, 2)
-    batch = vae.batch(data, minimum_rows=2)
+    batch = batch_of(vae, data, minimum_rows=2)
     total, kept = len(batch.x), spaced(len(batch.x), rows)
     if len(kept) < total:
         data, batch = as_frame(data).iloc[kept.tolist()], batch.rows(kept)

@@ -1,12 +1,17 @@
 """Where the bound falls short of log p(x): in the family of q, and in the encoder that stands for a search in it."""
 
+from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppl_vae.errors import OptionError, choose, whole
 from ppl_vae.infer.draws import draws
 from ppl_vae.infer.evidence import Evidence, log_evidence
-from ppl_vae.infer.local import posterior
+from ppl_vae.infer.local import BOUNDED, checked_options, posterior
+
+ESTIMATE = signature(log_evidence).parameters.keys() - {"vae", "data", "method", "seed"}
+"""Options of the estimate of log p(x)."""
 
 
 class Gaps(NamedTuple):
@@ -24,6 +29,14 @@ class Gaps(NamedTuple):
     approximation_error: np.ndarray
     amortization_error: np.ndarray
     evidence: Evidence
+
+    def __repr__(self) -> str:
+        parts = (
+            ("approximation", self.approximation, self.approximation_error),
+            ("amortization", self.amortization, self.amortization_error),
+        )
+        means = ", ".join(f"{name} mean {gap.mean():.4f} (mean mcse {error.mean():.4f})" for name, gap, error in parts)
+        return f"Gaps({len(self.approximation)} rows; {means} nats a row; evidence: {self.evidence.verdict})"
 
 
 def gaps(
@@ -49,16 +62,17 @@ def gaps(
     Args:
         vae: a model with its guide.
         data: n rows.
-        method: of `posterior`, how a row's best q is found: "svi" in the mean-field family, "flow" in a richer one.
+        method: of `posterior`, how a row's best q is found: "svi" in the mean-field family, "flow" in a richer one; or
+            "laplace". Methods without a density of their draws have no bound.
         evidence: of `log_evidence`, how log p(x) is estimated.
         num_draws: for each of the bounds and, where `estimate` does not say, for the evidence of "iwae" and "psis".
         seed: of the noise.
         refine: further options of `posterior`.
         estimate: further options of `log_evidence`.
 
-    Returns: `Gaps`.
+    Returns: `Gaps`; print it for the means and what speaks against the evidence.
 
-    Raises: OptionError, ProgramError, DataError as those do.
+    Raises: OptionError, ProgramError, DataError as those do; OptionError for a method without a bound.
 
     Example:
         >>> from ppl_vae.model.linear import PPCA
@@ -67,6 +81,11 @@ def gaps(
         >>> bool(max(abs(found.approximation).max(), abs(found.amortization).max()) < 1e-3)
         True
     """
+    choose("method", method, BOUNDED)
+    checked_options(method, refine or {})
+    if wrong := sorted((estimate or {}).keys() - ESTIMATE):
+        raise OptionError(f"estimate: got the options {wrong}, expected some of {sorted(ESTIMATE)}")
+    num_draws = whole("num_draws", num_draws, 2)
     options = {} if evidence == "ais" else {"num_draws": num_draws}
     found = log_evidence(vae, data, evidence, seed=seed, **(options | (estimate or {})))
     best = _bound(posterior(vae, data, method, num_draws=num_draws, seed=seed, **(refine or {})).log_weight)

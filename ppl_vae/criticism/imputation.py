@@ -17,7 +17,7 @@ from ppl_vae.data.fill import filled
 from ppl_vae.data.schema import Schema
 from ppl_vae.data.tables import read
 from ppl_vae.errors import OptionError, ProgramError, whole
-from ppl_vae.infer.draws import Draws, check, facts, in_mode, row_blocks, row_keys, told_apart
+from ppl_vae.infer.draws import Draws, batch_of, check, facts, in_mode, row_blocks, row_keys, told_apart
 from ppl_vae.infer.rules import base
 from ppl_vae.infer.scope import isolated
 from ppl_vae.model.mixed import Columnwise, expected
@@ -105,13 +105,13 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
     num_draws, candidates = whole("num_draws", num_draws), whole("candidates", candidates)
     if candidates < num_draws:
         raise OptionError(f"candidates: got {candidates}, expected at least num_draws = {num_draws}")
-    schema = vae.schema
+    batch, schema = batch_of(vae, data), vae.schema
     if schema is None or not schema.nullable:
         raise OptionError("impute: got a model without nullable columns, expected one built with nullable=...")
-    batch = vae.batch(data)
     known = facts(vae, batch)
     if known.point or not known.proper:
         raise OptionError("impute: got a point posterior or an improper prior, whose draws have no weights")
+    assert batch.mask is not None  # of a model with nullable columns
     holes = ~batch.mask
     where = holes.any(1).nonzero()[:, 0]
     ess = np.full(len(holes), np.nan)
@@ -127,7 +127,7 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
         point, drawn, found = (np.concatenate(part, axis) for part, axis in zip(zip(*parts), (0, 1, 0)))
         rows, missing = where.cpu().numpy(), holes[where].cpu().numpy()
         ess[rows] = found
-        for j in missing.any(0).nonzero()[0].tolist():
+        for j in np.flatnonzero(missing.any(0)).tolist():
             here = missing[:, j]
             points[schema.names[j]] = rows[here], own(schema, j, point[here, j])
             cells[schema.names[j]] = rows[here], own(schema, j, drawn[:, here, j])

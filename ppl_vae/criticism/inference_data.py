@@ -1,5 +1,6 @@
 """To ArviZ: all that a model says of some rows, as the groups of its schema."""
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from ppl_vae.errors import OptionError, choose, whole
 from ppl_vae.infer.draws import (
     Draws,
     Facts,
+    batch_of,
     check,
     facts,
     in_mode,
@@ -28,6 +30,7 @@ from ppl_vae.infer.draws import (
 )
 from ppl_vae.infer.given import (
     AT_ONCE,
+    Marginals,
     Sites,
     as_pyros,
     check_rows,
@@ -41,6 +44,8 @@ from ppl_vae.infer.given import (
 from ppl_vae.infer.noise import Keyed, mix
 from ppl_vae.infer.psis import FEWEST, k_hats
 from ppl_vae.infer.scope import isolated
+
+log = logging.getLogger(__name__)
 
 __all__ = ["attributes", "export", "to_arviz", "wrapped"]
 
@@ -81,11 +86,15 @@ def to_arviz(
       sampling. `loo` leaves rows out by it, and so does `az.loo` where w was drawn from its exact posterior. Where decoder
       or prior are point estimates it is left out, since those have seen the row: `az.loo` then fails instead of answering.
       Its attribute "mcse" is the mean standard error of these numbers, of which `az.loo` comes out too low by about the
-      square a row.
+      square a row. That holds as long as the encoder knows where z is under these weights: it may not where they are of
+      another mode, as with the signs of z turned. Its attribute "doubtful" is the share of (draw, row) pairs that a few
+      draws of z carry, log p(x_i | w_s) being likely too low, and the log warns of it: by Pareto k-hat from 1000 particles
+      on, else where the weights are worth less than 10 draws (a quarter of the particles, if these are fewer than 40).
     - log_prior: log p(z_i | w_s) and log p(w_s).
     - sample_stats: lp, log p(x, z | w); log_q, log q(z | x), and log_weight, their difference; k_hat of each row's weights,
       from 1000 draws on; what a sampler says of itself; with log_likelihood also log_p_shared, log p(w, all rows), and
-      log_q_shared, log q(w).
+      log_q_shared, log q(w), and of the draws of z in each log p(x_i | w_s) the effective sample size ess_given_shared, and
+      k_hat_given_shared.
 
     What was left out, and why, is in the attribute "left_out". Equal rows are told apart by their order, as in `impute`:
     their draws differ.
@@ -130,7 +139,7 @@ def export(
     asked = None if groups is None else [groups] if isinstance(groups, str) else list(groups)
     for name in asked or ():
         choose("groups", name, GROUPS)
-    batch = vae.batch(data)
+    batch = batch_of(vae, data)
     known = facts(vae, batch)
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         check(vae, batch, read_guide=draws is None)
@@ -241,8 +250,8 @@ class Source:
         return self.simulated((), mix(self.keys + PRIOR))
 
     @cached_property
-    def marginals(self) -> tuple[Tensor, Tensor]:
-        """log p(x_i | w_s) and its standard error, each (S, n)."""
+    def marginals(self) -> Marginals:
+        """log p(x_i | w_s), (S, n)."""
         return log_marginals(self.vae, self.batch, self.draws.shared, self.keys, self.particles, self.seed)
 
     @cached_property
@@ -299,13 +308,22 @@ def _constant_data(of: Source) -> Group:
 
 
 def _log_likelihood(of: Source) -> Group:
-    log_p, error = of.marginals
-    more: dict[str, Any] = {"particles": of.particles, "mcse": float(error.mean())}
+    found = of.marginals
+    more: dict[str, Any] = {"particles": of.particles, "mcse": float(found.mcse.mean())}
+    more["doubtful"] = float(found.doubtful.double().mean())
+    if more["doubtful"]:
+        log.warning(
+            "log_likelihood: of %.3g %% of the pairs of a draw of the weights and a row a few of %d draws of z carry log "
+            "p(x|w), which is likely too low there, by more than mcse says, and what leaves rows out by it is off: the "
+            "encoder does not know z under these weights; expected more particles, or weights near its own",
+            100 * more["doubtful"],
+            of.particles,
+        )
     if of.estimates:
         more["point_estimates"] = ", ".join(of.estimates)
     if not of.exact:
         more["weights"] = "drawn from q(w), not from the posterior: ppl_vae.loo corrects for it, az.loo does not"
-    return {"x": Labelled(_numpy(log_p), PER_ROW, more)}
+    return {"x": Labelled(_numpy(found.log_p), PER_ROW, more)}
 
 
 def _log_prior(of: Source) -> Group:
@@ -331,7 +349,10 @@ def _sample_stats(of: Source) -> Group:
             found[name] = Labelled(values, shapes[values.shape])
     if "marginals" in vars(of):
         _, log_p, log_q = log_densities_of_shared(of.vae, of.batch, draws.shared)
-        found["log_p_shared"] = Labelled(_numpy(log_p + of.marginals[0].sum(1)), (SAMPLE,))
+        found["log_p_shared"] = Labelled(_numpy(log_p + of.marginals.log_p.sum(1)), (SAMPLE,))
+        found["ess_given_shared"] = Labelled(_numpy(of.marginals.ess), PER_ROW)
+        if of.particles >= FEWEST:
+            found["k_hat_given_shared"] = Labelled(_numpy(of.marginals.k_hat), PER_ROW)
         if not of.exact:
             found["log_q_shared"] = Labelled(_numpy(log_q), (SAMPLE,))
     return found

@@ -9,7 +9,7 @@ import torch
 from ppl_vae.criticism.prior_check import STATISTICS, Statistic, held_against, share
 from ppl_vae.criticism.simulation import replicates
 from ppl_vae.errors import whole
-from ppl_vae.infer.draws import check, in_mode
+from ppl_vae.infer.draws import batch_of, check, in_mode
 from ppl_vae.infer.scope import isolated
 
 
@@ -62,7 +62,7 @@ def posterior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0, new: 
         (True, [('x0', 'mean'), ('x0', 'sd')])
     """
     n = whole("n", n)
-    batch = vae.batch(data)
+    batch = batch_of(vae, data)
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
-        check(vae, batch, strict=False)
+        check(vae, batch, strict=False, read_guide=not new)
         return held_against(vae.schema, batch, replicates(vae, batch, n, seed, new), BY_TYPE, MOMENTS)

@@ -12,7 +12,7 @@ from torch.nn.functional import one_hot
 
 from ppl_vae.data.tables import FRAMES, frame_like, read
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.infer.draws import believe, each_block, in_mode, likelihood_mean, shared_key
+from ppl_vae.infer.draws import batch_of, believe, each_block, in_mode, likelihood_mean, shared_key
 from ppl_vae.infer.noise import Keyed
 from ppl_vae.infer.scope import isolated
 from ppl_vae.model.conditional import Encoder
@@ -96,8 +96,8 @@ def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarr
         >>> encode(PCA(2).fit(x), x).shape
         (50, 2)
     """
+    batch = batch_of(vae, data)
     believe(vae)
-    batch = vae.batch(data)
     args, given = batch.arguments()
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         sites = poutine.trace(vae.guide).get_trace(*args, **given).nodes
@@ -223,7 +223,7 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
     if vae.schema is not None and (column := _coded(vae.schema)):
         raise OptionError(f"num_draws: got {num_draws} with the column {column!r}, whose codes have no average")
     return _like(
-        _own(vae, torch.cat(each_block(vae, vae.batch(data), num_draws, seed, average, likelihood_mean))), data
+        _own(vae, torch.cat(each_block(vae, batch_of(vae, data), num_draws, seed, average, likelihood_mean))), data
     )
 
 

@@ -10,7 +10,7 @@ from pyro import poutine
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.infer.draws import in_mode, plated
+from ppl_vae.infer.draws import batch_of, in_mode, plated
 from ppl_vae.infer.scope import isolated
 
 RANGE = (0.05, 0.95)
@@ -76,7 +76,7 @@ def prior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0) -> Any:
         (True, [0.0, 0.0, 0.0])
     """
     n = whole("n", n)
-    batch = vae.batch(data)
+    batch = batch_of(vae, data)
     args, given = batch.arguments()
     rows = len(batch.x)
 

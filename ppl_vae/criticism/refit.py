@@ -11,7 +11,9 @@ from ppl_vae.data.schema import Schema
 from ppl_vae.errors import ProgramError, choose, whole
 from ppl_vae.infer.draws import in_mode, row_keys, space, traces
 from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.training import check_options as check_fit
 from ppl_vae.infer.training import fit
+from ppl_vae.model.build import sizes
 from ppl_vae.model.conditional import Encoder, width
 from ppl_vae.model.inputs import Inputs
 from ppl_vae.model.nets import mlp
@@ -49,7 +51,10 @@ def refitted(
 
     Raises: ProgramError for programs with further latent sites, or z elsewhere than on R^k; OptionError.
     """
-    family = choose("posterior", posterior, POSTERIORS)
+    check_options(
+        hidden, posterior, objective=objective, particles=particles, epochs=epochs, lr=lr, batch_size=batch_size
+    )
+    family = POSTERIORS[posterior]
     batch = vae.batch(train)
     few = batch.rows(slice(2))
     with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
@@ -73,3 +78,17 @@ def refitted(
     options: dict[str, Any] = {"particles": particles, "epochs": epochs, "lr": lr, "batch_size": batch_size}
     fit(fresh, train, objective=objective, valid=0.0, seed=seed, progress=False, **options)
     return fresh
+
+
+def check_options(hidden: Any = (256,), posterior: Any = "full_rank", **options: Any) -> None:
+    """Refuse options that `refitted` would refuse for any model.
+
+    Args:
+        hidden, posterior: as there.
+        options: of `fit`.
+
+    Raises: OptionError.
+    """
+    sizes("hidden", hidden)
+    choose("posterior", posterior, POSTERIORS)
+    check_fit(**options)

@@ -33,7 +33,7 @@ LOG_LIK = "log p(x|z)"
 TIES = 0x7E5
 """Sets the noise that breaks ties apart from that of draws."""
 LEVEL = 1e-3
-"""Level of a verdict, over all quantities together."""
+"""Level of a verdict over all quantities together: of the smallest p times their number (Bonferroni)."""
 PLAIN = 4.0
 """Standard errors from which a mean or a spread of ranks is called off."""
 
@@ -83,7 +83,7 @@ class Ranks:
         """A pandas data frame, one row a quantity.
 
         Columns: "p", of the chi-square test; "mean" of the ranks as shares, 1/2 where calibrated; "spread", their standard
-        deviation over that of uniform ranks, 1 where calibrated; "finding" in words.
+        deviation over that of uniform ranks, 1 where calibrated; "finding" in words, at level 0.001 over all quantities.
         """
         import pandas as pd
 
@@ -109,17 +109,21 @@ class Ranks:
 
     @property
     def verdict(self) -> str:
-        """In a sentence, whether the guide is calibrated on rows that the model makes."""
+        """In a sentence, whether the guide is calibrated on rows that the model makes, at level 0.001 (`LEVEL`)."""
         p, n = self.p_values(), len(self.ranks)
         worst = int(p.argmin())
         if p[worst] * len(p) > LEVEL:
             return (
-                f"the guide is calibrated as far as {n} simulated rows can tell (smallest p {p[worst]:.2g} of {len(p)})"
+                f"the guide is calibrated as far as {n} simulated rows can tell, at level {LEVEL:g} "
+                f"(smallest p {p[worst]:.2g} of {len(p)})"
             )
         bad = int((p * len(p) <= LEVEL).sum())
         finding = self._findings()[worst]
         words = f"draws are {finding}" if finding != "not uniform" else "ranks are not uniform"
-        return f"{bad} of {len(p)} quantities are not calibrated; {self.names[worst]} most (p {p[worst]:.2g}): {words}"
+        return (
+            f"{bad} of {len(p)} quantities are not calibrated at level {LEVEL:g}; {self.names[worst]} most "
+            f"(p {p[worst]:.2g}): {words}"
+        )
 
     def __repr__(self) -> str:
         return f"Ranks({len(self.ranks)} simulations, {self.num_draws} draws; {self.verdict})"
@@ -141,14 +145,16 @@ def sbc(vae: Any, num_simulations: int = 1000, num_draws: int = 99, seed: int = 
         given: rows whose covariates, groups and missing cells the simulated rows take, in turn; needed by a model with
             covariates. None: groups that were not seen, no missing cells.
 
-    Returns: `Ranks`; equal values, as of discrete z, are put in an order at random.
+    Returns: `Ranks`; equal values, as of discrete z, are put in an order at random. Its verdict is at level 0.001 over all
+        quantities: of the smallest p times their number.
 
     Raises: OptionError for an improper prior or a point posterior, or where `given` is needed.
 
     Example:
         >>> from ppl_vae.model.linear import PPCA
         >>> sbc(PPCA(1).fit(np.random.RandomState(0).randn(50, 3)), num_simulations=200, num_draws=19)
-        Ranks(200 simulations, 19 draws; the guide is calibrated as far as 200 simulated rows can tell (smallest p ... of 2))
+        Ranks(200 simulations, 19 draws; the guide is calibrated as far as 200 simulated rows can tell, at level 0.001
+        (smallest p ... of 2))
     """
     n, num_draws = whole("num_simulations", num_simulations, 10), whole("num_draws", num_draws)
     like = pattern(vae, n, given)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, choose, number
-from ppl_vae.infer.draws import Draws, each_block, facts, in_mode, log_prob_per_feature, minus_squared_error
+from ppl_vae.infer.draws import Draws, batch_of, each_block, facts, in_mode, log_prob_per_feature, minus_squared_error
 from ppl_vae.infer.given import check_rows, sites_of
 from ppl_vae.infer.scope import isolated
 
@@ -186,7 +186,7 @@ def score(
     how = choose("scoring", scoring, SCORES)
     if per_feature and how.weighs:
         raise OptionError(f"per_feature: got scoring={scoring!r}, whose KL term has no parts by feature")
-    batch = vae.batch(data)
+    batch = batch_of(vae, data)
     known = facts(vae, batch)
     if how.weighs and (known.point or not known.proper):
         what = "an improper prior" if not known.proper else "a point posterior"

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError
 from ppl_vae.infer import noise
-from ppl_vae.infer.draws import is_local, plated, row_keys, sample_sites, shared_key, told_apart
+from ppl_vae.infer.draws import batch_of, is_local, plated, row_keys, sample_sites, shared_key, told_apart
 from ppl_vae.infer.joint import holding
 from ppl_vae.infer.noise import Keyed
 
@@ -41,7 +41,7 @@ def pattern(vae: Any, n: int, given: Any) -> Batch | None:
     """
     schema = vae.schema
     if given is not None:
-        batch = vae.batch(given)
+        batch = batch_of(vae, given)
         return batch.rows(torch.arange(n, device=batch.x.device) % len(batch.x))
     if schema is not None and schema.covariates is not None:
         names = list(schema.covariates.names)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from ppl_vae.criticism.sbc import LEVEL
 from ppl_vae.criticism.simulation import Simulation, pattern, simulate
 from ppl_vae.data.tables import FRAMES, frame_like
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.infer.draws import in_mode, row_keys, shared_key, traces
+from ppl_vae.infer.draws import batch_of, in_mode, row_keys, shared_key, traces
 from ppl_vae.infer.scope import isolated
 from ppl_vae.infer.training import fit
+
+FIT = signature(fit).parameters.keys() - {"vae", "data", "seed"}
+"""Options of the fits."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,14 +54,20 @@ class Symmetry:
 
     @property
     def verdict(self) -> str:
-        """In a sentence, whether posteriors are off to one side."""
+        """In a sentence, whether posteriors are off to one side, at level 0.001 over all of them (`LEVEL`)."""
         p, (n, m) = self.p_values(), self.probabilities.shape
         worst = int(p.argmin())
         if p[worst] * m > LEVEL:
-            return f"no posterior of {m} is off to one side as far as {n} fits can tell (smallest p {p[worst]:.2g})"
+            return (
+                f"no posterior of {m} is off to one side as far as {n} fits can tell, at level {LEVEL:g} "
+                f"(smallest p {p[worst]:.2g})"
+            )
         side = "low" if self.probabilities[:, worst].mean() > 0.5 else "high"
         bad = int((p * m <= LEVEL).sum())
-        return f"{bad} of {m} posteriors are off to one side; {self.names[worst]} most, too {side} (p {p[worst]:.2g})"
+        return (
+            f"{bad} of {m} posteriors are off to one side at level {LEVEL:g}; {self.names[worst]} most, too {side} "
+            f"(p {p[worst]:.2g})"
+        )
 
     def __repr__(self) -> str:
         return f"Symmetry({len(self.probabilities)} simulations; {self.verdict})"
@@ -125,9 +135,10 @@ def vsbc(
         seed: of the noise; of simulation i, and passed to `make`, seed + i.
         options: of `fit`.
 
-    Returns: `Symmetry`.
+    Returns: `Symmetry`; its verdict is at level 0.001 over all quantities: of the smallest p times their number.
 
-    Raises: OptionError for a model without sites that all rows share, or an improper prior.
+    Raises: OptionError for a model in the place of `make`, options that `fit` does not have, a model without sites that all
+        rows share, or an improper prior.
 
     Example:
         >>> import pandas as pd
@@ -137,11 +148,17 @@ def vsbc(
         >>> vsbc(lambda seed: build(rows, **options, seed=seed), rows, num_simulations=2, epochs=1).names
         ('location[0]', 'spread[0]', 'offsets[0]', 'offsets[1]')
     """
-    n, found = whole("num_simulations", num_simulations, 2), []
+    if not callable(make) or isinstance(make, torch.nn.Module):
+        raise OptionError(
+            f"make: got a {type(make).__name__}, expected a function of a number that returns a fresh model"
+        )
+    if wrong := sorted(options.keys() - FIT):
+        raise OptionError(f"vsbc: got the fit options {wrong}, expected some of {sorted(FIT)}")
+    n, found, num_draws = whole("num_simulations", num_simulations, 2), [], whole("num_draws", num_draws)
     names: tuple[str, ...] = ()
     for number in range(seed, seed + n):
         vae = make(number)
-        like = pattern(vae, len(vae.batch(data).x), data)
+        like = pattern(vae, len(batch_of(vae, data).x), data)
         with isolated(vae, number), torch.no_grad(), in_mode(vae, training=False):
             made = simulate(vae, len(like.x), number, like, fitted=False)  # type: ignore[union-attr]
         if not made.shared:

@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import DataError, PplVaeError, ProgramError, first_line, whole
+from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError, first_line, whole
 from ppl_vae.infer import noise
 from ppl_vae.infer.noise import Keyed, base
 from ppl_vae.infer.scope import isolated
@@ -53,9 +53,24 @@ class Draws(NamedTuple):
     def __repr__(self) -> str:
         method = f", by {self.stats['method']!r}" if "method" in self.stats else ""
         shared = f", with {', '.join(self.shared)} of all rows" if self.shared else ""
+        mixed = f"; {mixing(self.stats['r_hat'])}" if "r_hat" in self.stats else ""
         return (
-            f"Draws({self.z.shape[0]} of each of {self.z.shape[1]} rows, z {tuple(self.z.shape[2:])}{shared}{method})"
+            f"Draws({self.z.shape[0]} of each of {self.z.shape[1]} rows, z {tuple(self.z.shape[2:])}{shared}{method}"
+            f"{mixed})"
         )
+
+
+R_HAT = 1.01
+"""R-hat above which chains have not converged (Vehtari et al. 2021, section 4)."""
+
+
+def mixing(r_hat: Any) -> str:
+    """What R-hats (n, k) say of chains, in words."""
+    known = torch.as_tensor(r_hat)
+    known = known[~known.isnan()]
+    if not len(known):
+        return "too few or too short chains to tell whether they converged"
+    return f"largest r_hat {known.max():.3f}" + (", not converged" if known.max() > R_HAT else "")
 
 
 def draws(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Draws:
@@ -83,7 +98,17 @@ def draws(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Draws:
         >>> bool(np.allclose(d.log_weight, ppca.log_prob(x), atol=1e-8))  # the guide is exact
         True
     """
-    return joined(each_block(vae, vae.batch(data), num_draws, seed, lambda block: block), 1)
+    return joined(each_block(vae, batch_of(vae, data), num_draws, seed, lambda block: block), 1)
+
+
+def batch_of(vae: Any, data: Any, minimum_rows: int = 1) -> Batch:
+    """Data as a model's encoded rows, if it is a model: what takes both asks this first.
+
+    Raises: OptionError for anything else in the model's place, such as the data; DataError.
+    """
+    if not callable(getattr(vae, "batch", None)):  # a frame may have a column of that name
+        raise OptionError(f"vae: got a {type(vae).__name__}, expected a model with its guide, and data after it")
+    return vae.batch(data, minimum_rows)
 
 
 def joined(parts: list[Draws], along: int, rows: slice = slice(None)) -> Draws:
@@ -387,7 +412,8 @@ def believe(vae: Any) -> None:
     if not guided(vae):
         raise ProgramError(
             "guide: got one that the last fit has not trained, as 'mcem' leaves it; expected what does without it, such as "
-            "posterior(vae, data, 'hmc') and log_evidence(vae, data, 'ais'), or a guide fitted afterwards (`refitted`)"
+            "posterior(vae, data, 'hmc') and log_evidence(vae, data, 'ais'), or a guide fitted afterwards: by fit with "
+            "another objective, or to the model as it is by ppl_vae.criticism.refit.refitted(vae, train)"
         )
 
 
@@ -397,10 +423,13 @@ def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) 
     Args:
         read_guide: whether the guide's answer will be believed; else it is no more than a place to start at.
 
-    Raises: ProgramError naming the site, DataError naming the first column at fault.
+    Raises: ProgramError naming the site or the parameter, DataError naming the first column at fault.
     """
     if read_guide:
         believe(vae)
+    for name, parameter in vae.named_parameters():
+        if not parameter.isfinite().all():
+            raise ProgramError(f"parameter {name!r}: got NaN or infinite values, expected finite weights")
     few = batch.rows(slice(2))
     n, keys = len(few.x), row_keys(few, 0)
     try:

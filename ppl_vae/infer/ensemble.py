@@ -20,8 +20,9 @@ class Ensemble(nn.Module):
     `Draws.shared["member"]` (M S,) says whose each is. A log of a mean is then that of the mixture's density, "elbo" the
     mean of the members' bounds. Their mcse takes the members for draws too, and is too large by how much they differ.
     `reconstruct` averages over members; `generate` makes all rows by one of them, which its seed picks, as it does with
-    all that rows share. What z means is each member's own affair: `encode`, `decode` and what moves z want one of
-    `.members`.
+    all that rows share. `compare` takes it as a candidate without an objective, by "iwae" or "psis". What z means is each
+    member's own affair, and so are its programs: `encode`, `decode`, methods of `posterior` but "amortized", evidence by
+    "ais", `to_arviz`, `posterior_predictive`, `pit` and most checks of `diagnose` want one of `.members`.
 
     Args:
         members: models of the same columns, scaled alike: fitted to the same data.

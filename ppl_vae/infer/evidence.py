@@ -13,7 +13,7 @@ from ppl_vae.data.schema import Batch
 from ppl_vae.data.tables import held_by
 from ppl_vae.errors import OptionError, choose, whole
 from ppl_vae.infer import ais
-from ppl_vae.infer.draws import Draws, check, each_block, facts, in_mode, row_keys, shared_key
+from ppl_vae.infer.draws import Draws, batch_of, check, each_block, facts, in_mode, row_keys, shared_key
 from ppl_vae.infer.joint import Joint, blocks
 from ppl_vae.infer.noise import mix
 from ppl_vae.infer.psis import FEWEST, k_hats, smoothed, threshold
@@ -117,13 +117,8 @@ def log_evidence(
         >>> bool(np.allclose(log_evidence(ppca, x).log_p, ppca.log_prob(x)))  # the guide is exact
         True
     """
-    estimate = choose("method", method, METHODS)
-    num_draws = whole("num_draws", num_draws if num_draws is not None else DEFAULT.get(method, 5000), 2)
-    path = {"steps": steps, "leapfrogs": leapfrogs}
-    if method != "ais" and (given := [name for name, value in path.items() if value is not None]):
-        raise OptionError(f"{given[0]}: got {path[given[0]]!r} with {method!r}, expected it with 'ais' alone")
-    lengths = [whole(name, PATH[name] if value is None else value) for name, value in path.items()]
-    batch = vae.batch(data)
+    estimate, num_draws, *lengths = checked_options(method, num_draws, steps=steps, leapfrogs=leapfrogs)
+    batch = batch_of(vae, data)
     known = facts(vae, batch)
     if not known.proper or (known.point and method != "ais"):
         what = "a point posterior" if known.proper else "an improper prior"
@@ -134,6 +129,21 @@ def log_evidence(
     share = np.sum([rows.share for rows in columns], 0) / len(log_p)  # of each draw in the mean over rows
     mean_mcse = float(share.std(ddof=1) / math.sqrt(num_draws))
     return Evidence(log_p, mcse, k_hat, ess, method, num_draws, mean_mcse, np.concatenate(upper) if upper else None)
+
+
+def checked_options(method: str, num_draws: int | None = None, **path: int | None) -> tuple[Any, ...]:
+    """The function of a method, and its draws, steps and leapfrogs: as given to `log_evidence`, or the defaults.
+
+    Raises: OptionError.
+    """
+    estimate = choose("method", method, METHODS)
+    if method != "ais" and (given := [name for name, value in path.items() if value is not None]):
+        raise OptionError(f"{given[0]}: got {path[given[0]]!r} with {method!r}, expected it with 'ais' alone")
+    num_draws = whole("num_draws", num_draws if num_draws is not None else DEFAULT.get(method, 5000), 2)
+    if method == "psis" and num_draws < FEWEST:
+        raise OptionError(f"num_draws: got {num_draws} with 'psis', expected at least {FEWEST}")
+    lengths = [whole(name, default if path.get(name) is None else path[name]) for name, default in PATH.items()]
+    return estimate, num_draws, *lengths
 
 
 class Rows(NamedTuple):
@@ -155,9 +165,6 @@ def _iwae(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> li
 
 
 def _psis(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> list[Rows]:
-    if num_draws < FEWEST:
-        raise OptionError(f"num_draws: got {num_draws} with 'psis', expected at least {FEWEST}")
-
     def read(block: Draws) -> Rows:
         log_weight, k_hat = smoothed(_contiguous(block.log_weight))
         return _summary(log_weight, k_hat)
@@ -166,6 +173,10 @@ def _psis(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> li
 
 
 def _ais(vae: Any, batch: Batch, num_draws: int, seed: int, z: Any, steps: int, leapfrogs: int) -> list[Rows]:
+    if z is not None and len(z) != len(batch.x):
+        raise OptionError(
+            f"data: got {len(batch.x)} simulated rows with {len(z)} z, expected the z of each row, or their .x"
+        )
     with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
         check(vae, batch, read_guide=False)
         found = []

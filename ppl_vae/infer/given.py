@@ -24,6 +24,7 @@ from ppl_vae.infer.draws import (
 )
 from ppl_vae.infer.joint import holding
 from ppl_vae.infer.noise import GAMMA, mix
+from ppl_vae.infer.psis import FEWEST, k_hats, threshold
 from ppl_vae.model.vae import global_sites
 
 AT_ONCE = 128
@@ -139,12 +140,36 @@ def draws_given(vae: Any, batch: Batch, shared: dict[str, Tensor], keys: Tensor,
     return joined(parts, 0)
 
 
+class Marginals(NamedTuple):
+    """Estimates of log p(x_i | w_s), each (S, n).
+
+    Attributes:
+        log_p: the log of the mean over particles of p(x, z|w) / q(z|x, w).
+        mcse: its standard error; NaN of one particle.
+        ess: effective sample size of these weights, (sum of them)^2 / sum of their squares, from 1 to `particles`.
+        k_hat: their Pareto k-hat; NaN of fewer than 1000 particles.
+        particles: K.
+    """
+
+    log_p: Tensor
+    mcse: Tensor
+    ess: Tensor
+    k_hat: Tensor
+    particles: int
+
+    @property
+    def doubtful(self) -> Tensor:
+        """(S, n) of bool: by k-hat, or of too few particles for it where the weights are worth less than 10 of them, or a
+        quarter of them if that is less."""
+        if self.particles < FEWEST:
+            return self.ess < min(10, self.particles / 4)
+        return self.k_hat > threshold(self.particles)
+
+
 def log_marginals(
     vae: Any, batch: Batch, shared: dict[str, Tensor], keys: Tensor, particles: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """log p(x_i | w_s) and its standard error, each (S, n): the log of the mean over particles of p(x, z|w) / q(z|x, w).
-
-    Of one particle the error is NaN.
+) -> Marginals:
+    """log p(x_i | w_s) by importance sampling of z from the guide at each draw of w.
 
     Each draw of w has particles of its own, so that their errors are independent between draws.
 
@@ -163,9 +188,14 @@ def log_marginals(
         log_mean = log_weight.logsumexp(1) - math.log(particles)
         square = (2 * (log_weight - log_mean[:, None])).exp().mean(1) - 1
         error = (square.clamp(min=0) / (particles - 1)).sqrt() if particles > 1 else torch.full_like(square, math.nan)
-        found.append((log_mean, error))
-    log_p, error = (torch.cat(part) for part in zip(*found))
-    return log_p, error
+        ess = particles / (1 + square.clamp(min=0))
+        k_hat = torch.full_like(ess, math.nan)
+        if particles >= FEWEST:
+            columns = log_weight.movedim(1, 0).reshape(particles, -1)
+            k_hat = torch.from_numpy(k_hats(columns.cpu().numpy())).to(ess).view_as(ess)
+        found.append((log_mean, error, ess, k_hat))
+    log_p, error, ess, k_hat = (torch.cat(part) for part in zip(*found))
+    return Marginals(log_p, error, ess, k_hat, particles)
 
 
 def log_densities_of_shared(

@@ -9,7 +9,7 @@ from pyro.infer import config_enumerate
 from torch import Tensor
 
 from ppl_vae.errors import whole
-from ppl_vae.infer.draws import check, facts, in_mode
+from ppl_vae.infer.draws import batch_of, check, facts, in_mode
 from ppl_vae.infer.handlers import surroundings
 from ppl_vae.infer.noise import step_keys
 from ppl_vae.infer.objectives import fitting
@@ -85,7 +85,7 @@ def gradients(
         (True, True)
     """
     num_repeats = whole("num_repeats", num_repeats, 2 * GROUPS)
-    target, batch = chosen_objective(objective, whole("particles", particles)), vae.batch(data)
+    target, batch = chosen_objective(objective, whole("particles", particles)), batch_of(vae, data)
     args, given = batch.arguments()
     kept = [(p, p.grad) for p in vae.parameters()]
     named = {name: p for name, p in vae.named_parameters() if p.requires_grad}

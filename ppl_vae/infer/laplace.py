@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from ppl_vae.errors import OptionError, ProgramError, number, whole
 from ppl_vae.infer.draws import (
+    batch_of,
     check,
     in_mode,
     jacobians,
@@ -70,8 +71,8 @@ def last_layer_laplace(vae: VAE, data: Any, prior_scale: float = 1.0, *, num_dra
         ['mcse', 'per_feature', 'scoring', 'values']
     """
     number("prior_scale", prior_scale), whole("num_draws", num_draws)
+    batch = batch_of(vae, data)
     last = _last_layer(vae)
-    batch = vae.batch(data)
     with isolated(vae, seed), in_mode(vae, training=False):
         with torch.no_grad():
             check(vae, batch)

@@ -16,7 +16,7 @@ from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, choose, number, whole
 from ppl_vae.infer import hmc
 from ppl_vae.infer.curvature import mode
-from ppl_vae.infer.draws import Draws, check, each_block, facts, in_mode, joined, row_blocks, row_keys
+from ppl_vae.infer.draws import Draws, batch_of, check, each_block, facts, in_mode, joined, row_blocks, row_keys
 from ppl_vae.infer.joint import Joint, blocks
 from ppl_vae.infer.noise import mix, step_keys, uniforms
 from ppl_vae.infer.psis import installed, k_hats
@@ -63,7 +63,7 @@ def posterior(
     """
     make = checked_options(method, options)
     num_draws = whole("num_draws", num_draws)
-    batch = vae.batch(data)
+    batch = batch_of(vae, data)
     programs = facts(vae, batch)
     if method != "amortized" and (programs.point or not programs.proper):
         what = "a point posterior" if programs.point else "an improper prior"
@@ -257,14 +257,23 @@ def _of_chains(joint: Joint, u: Tensor, num_draws: int, stats: dict[str, Any]) -
 
 
 def convergence(chains: np.ndarray) -> dict[str, np.ndarray]:
-    """R-hat and the bulk effective sample size (n, k) of chains (C, T, n, k), by ArviZ (Vehtari et al. 2021)."""
+    """R-hat and the bulk effective sample size (n, k) of chains (C, T, n, k), by ArviZ (Vehtari et al. 2021).
+
+    NaN where there are too few to tell: of one chain for R-hat, of fewer than four draws.
+    """
     arviz = installed()
     import xarray as xr
 
+    count, length, *shape = chains.shape
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of chains that are too short to tell
+        warnings.simplefilter("ignore")  # of chains that do not move
         data = xr.Dataset({"u": (("chain", "draw", "row", "latent"), chains)})
-        return {name: np.asarray(getattr(arviz, of)(data)["u"]) for name, of in (("r_hat", "rhat"), ("ess", "ess"))}
+
+        def by(function: str, fewest: int) -> np.ndarray:
+            tells = count >= fewest and length >= 4  # else ArviZ logs that it cannot
+            return np.asarray(getattr(arviz, function)(data)["u"]) if tells else np.full(shape, np.nan)
+
+        return {"r_hat": by("rhat", 2), "ess": by("ess", 1)}
 
 
 METHODS: dict[str, Callable[..., Draws]] = {
@@ -276,3 +285,5 @@ METHODS: dict[str, Callable[..., Draws]] = {
     "hmc": _hmc,
     "nuts": _nuts,
 }
+BOUNDED = {name: METHODS[name] for name in ("amortized", "svi", "flow", "laplace")}
+"""Methods whose draws have a density, and so a bound."""

@@ -462,7 +462,7 @@ def _suiting(known: Facts) -> str:
             (objective.discrete or not known.discrete)
             and (objective.enumerated is not None or not known.enumerated)
             # what all rows share may have no draws without a gradient, as a scale of groups
-            and (objective.shared and objective.reparameterized or not known.shared)
+            and ((objective.shared and objective.reparameterized) or not known.shared)
             and (bool(discrete) or not (relaxes or objective.enumerates))
             and not (relaxes and "y" in discrete)
         )

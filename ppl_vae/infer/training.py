@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from math import ceil, inf, nan
 from typing import Any, NamedTuple
 
@@ -105,19 +106,9 @@ def fit(
         >>> bool(history["bound"][-1] > history["bound"][0])
         True
     """
-    given = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("vae", "data", "callbacks", "compiled", "progress")
-    }
-    callbacks = list(callbacks)
-    for callback in callbacks:
-        if not callable(callback):
-            raise OptionError(f"callbacks: got {callback!r}, expected functions of a model and a history")
-    if compiled not in (True, False, "auto"):
-        raise OptionError(f"compiled: got {compiled!r}, expected True, False or 'auto'")
+    given = {name: value for name, value in locals().items() if name not in ("vae", "data", "progress")}
     run = Run(vae, data, **given)
-    history = run.history
+    history, callbacks = run.history, run.callbacks
     with run.room():
         step: Any = run.begin()
         bar = tqdm(range(1, run.epochs + 1), disable=not progress, desc="fit", unit="epoch")
@@ -156,19 +147,22 @@ class Plan(NamedTuple):
     kl_weights: list[float]
 
 
-class Run:
-    """One fit: its options, checked, its rows, and its record. The options are those of `fit`.
+def check_options(**options: Any) -> None:
+    """Refuse options that `fit` would refuse for any model; those not given have their defaults.
 
-    Args:
-        encoded: the data's rows, if they have been encoded before.
+    Raises: OptionError.
     """
+    defaults = {name: parameter.default for name, parameter in signature(fit).parameters.items()}
+    given = defaults | options
+    Options(**{name: given[name] for name in signature(Options).parameters})
+
+
+class Options:
+    """The options of a fit that are the same for any model, checked, and what they name. They are those of `fit`."""
 
     def __init__(
         self,
-        vae: Any,
-        data: Any,
         *,
-        encoded: Batch | None = None,
         objective: Any,
         particles: int,
         epochs: int,
@@ -182,11 +176,18 @@ class Run:
         valid: float,
         patience: int | None,
         binarize: str | None,
-        device: str | torch.device | None,
         precision: str,
         seed: int,
+        compiled: bool | str = False,
+        callbacks: Iterable[Callable[[Any, History], object]] = (),
     ) -> None:
-        self.vae, self.objective, self.lr = vae, objective, number("lr", lr, inclusive=True)
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            if not callable(callback):
+                raise OptionError(f"callbacks: got {callback!r}, expected functions of a model and a history")
+        if compiled not in (True, False, "auto"):
+            raise OptionError(f"compiled: got {compiled!r}, expected True, False or 'auto'")
+        self.objective, self.lr = objective, number("lr", lr, inclusive=True)
         self.particles, self.epochs = whole("particles", particles), whole("epochs", epochs)
         self.batch_size, self.kl_warmup = whole("batch_size", batch_size), whole("kl_warmup", kl_warmup, 0)
         self.seed = whole("seed", seed, None)
@@ -215,6 +216,28 @@ class Run:
         self.precision = precision
         self.pixels = choose("binarize", binarize or "none", PIXELS)
         self.one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
+        self.best = Best(patience, kl_warmup)
+
+
+class Run(Options):
+    """One fit: its options, its rows, and its record.
+
+    Args:
+        encoded: the data's rows, if they have been encoded before.
+        options: those of `Options`.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        data: Any,
+        *,
+        encoded: Batch | None = None,
+        device: str | torch.device | None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.vae = vae
         if device is not None:
             try:
                 vae.to(device)
@@ -223,7 +246,7 @@ class Run:
         if not hasattr(vae, "guide") or not hasattr(vae, "batch"):
             raise OptionError(f"vae: got a {type(vae).__name__}, expected a model with its guide, and data after it")
         self.encoded = vae.batch(data, minimum_rows=2) if encoded is None else encoded
-        self.history, self.best, self.start = History(), Best(patience, kl_warmup), 0.0
+        self.history, self.start = History(), 0.0
 
     @contextmanager
     def room(self) -> Iterator[None]:

@@ -154,7 +154,7 @@ def build(
         likelihood = "infer"
     chosen = Default(
         latent=whole("latent", latent),
-        hidden=_sizes("hidden", hidden),
+        hidden=sizes("hidden", hidden),
         likelihood=likelihood,  # a name, or one of the other kinds
         prior=prior,
         posterior=posterior,
@@ -318,10 +318,11 @@ def _named(part: Any) -> bool:
     return isinstance(part, str) or (isinstance(part, dict) and all(isinstance(value, str) for value in part.values()))
 
 
-def _sizes(name: str, sizes: Any) -> tuple[int, ...]:
-    if isinstance(sizes, str) or not isinstance(sizes, Iterable):
-        raise OptionError(f"{name}: got {sizes!r}, expected a sequence of whole numbers such as (128,)")
-    return tuple(whole(name, size) for size in sizes)
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """Widths of layers, or an OptionError."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise OptionError(f"{name}: got {value!r}, expected a sequence of whole numbers such as (128,)")
+    return tuple(whole(name, size) for size in value)
 
 
 def _schema(

@@ -191,7 +191,7 @@ def diagnose(
     model: str,
     data: str,
     out: str,
-    checks: list[str],
+    checks: list[str] | str,
     num_draws: int,
     seed: int,
     missing: list[str] | str,
@@ -426,7 +426,7 @@ def _diagnose_arguments(one: ArgumentParser) -> None:
     one.add_argument("data", type=str, help=DATA)
     one.add_argument("--out", type=str, default="diagnosis.csv", help="file")
     one.add_argument(
-        "--checks", type=list[str], default=[], help="names of checks, as [active_units,evidence]; []: all"
+        "--checks", type=list[str] | str, default=[], help="a name, or names as [active_units,evidence]; []: all"
     )
     one.add_argument("--num_draws", type=int, default=1000, help="Monte Carlo draws a row")
     one.add_argument("--seed", type=int, default=0, help="of the draws")

@@ -75,6 +75,9 @@ class Experiment(NamedTuple):
             recipe = Recipe(train, {key: _tuple(value) for key, value in spec["model"].items()})
             try:
                 made[name] = Candidate(recipe, spec["objective"], spec["posterior"], **spec["fit"])
+            except PplVaeError as error:  # which lists what there is
+                raise OptionError(f"candidate {name!r}: {first_line(error)}") from error
+            try:
                 recipe(self.settings["seeds"][0])
             except PplVaeError as error:
                 options = ", ".join(field.name for field in fields(ModelOptions) if field.name != "seed")

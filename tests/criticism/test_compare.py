@@ -9,11 +9,13 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial, wraps
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import arviz as az
 import numpy as np
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
@@ -21,7 +23,8 @@ from scipy import stats
 
 import ppl_vae as pv
 from ppl_vae.criticism import budget, compare
-from ppl_vae.criticism.cells import Cell, described
+from ppl_vae.criticism.cells import Cell
+from ppl_vae.criticism.described import described
 from ppl_vae.criticism.refit import refitted
 from ppl_vae.errors import DataError, ModelFileError, OptionError, ProgramError
 from ppl_vae.infer.psis import threshold
@@ -204,12 +207,14 @@ def test_failed_cells_are_kept_and_pairs_are_of_common_seeds() -> None:
     ]
     found = pv.Comparison(cells)
     assert found.best == "b"  # a's one fit is the better one, and there is one
-    assert list(found.table.index) == ["a", "b", "c"]
-    assert found.table["failed"].tolist() == [1, 0, 2] and found.table["seeds"].tolist() == [1, 2, 0]
+    assert list(found.table.index) == ["b", "a", "c"]
+    assert found.table["failed"].tolist() == [0, 1, 2] and found.table["seeds"].tolist() == [2, 1, 0]
+    axes = found.plot()
+    assert "of b (" in axes.get_xlabel() and axes.get_yticklabels()[-1].get_text() == "b"
     assert found.table.loc["a", "difference"] == 7.5  # against b under seed 0, not against b's mean
     assert found.table.loc["c"].isna()[["evidence", "se", "difference", "bound"]].all()
     assert "a, seed 1 failed: OptionError: no" in repr(found)
-    assert list(found.elpd) == ["a", "b"]
+    assert list(found.elpd) == ["b", "a"]
     assert len(pv.Comparison([failed("c", 0)]).pointwise) == 0
 
 
@@ -594,14 +599,74 @@ def test_functions_among_the_options_are_known_by_their_code() -> None:
             "inf",
         ]
     }
-    with pytest.raises(OptionError, match="folder: got the option <object"):
-        described([object()])
 
 
 def test_options_that_no_key_can_be_made_of(tmp_path: Path) -> None:
-    candidate = pv.Candidate(partial(linear, 1), callbacks=[Counted(None)])
-    with pytest.raises(OptionError, match="folder: got the option Counted"):
+    candidate = pv.Candidate(partial(linear, 1), callbacks=[Lock().acquire])
+    with pytest.raises(OptionError, match="folder: got the option <unlocked"):
         pv.compare({"a": candidate}, TRAIN, TEST, folder=tmp_path, **FAST)
+
+
+STEPS = 1
+
+
+def particles() -> int:
+    return STEPS
+
+
+def own_elbo() -> Any:
+    return pyro.infer.Trace_ELBO(num_particles=particles(), vectorize_particles=True)
+
+
+class Trained(torch.nn.Module):
+    """A decoder with an attribute that nothing reads but its training."""
+
+    def __init__(self, decoder: Any, rate: float) -> None:
+        super().__init__()
+        self.decoder, self.rate = decoder, rate
+
+    def forward(self, z: torch.Tensor) -> dist.Distribution:
+        return self.decoder(z + self.rate if self.training else z)
+
+
+def trained(rate: float, seed: int) -> pv.VAE:
+    vae = linear(1, seed)
+    vae.decoder = Trained(vae.decoder, rate)
+    return vae
+
+
+def test_what_functions_read_decides_a_cell(
+    tmp_path: Path, count: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fits(candidate: pv.Candidate) -> int:
+        pv.compare({"a": candidate}, TRAIN, TEST, seeds=[0], folder=tmp_path, **FAST)
+        return count()
+
+    own = pv.Candidate(partial(linear, 1), own_elbo, epochs=1)
+    assert [fits(own), fits(own)] == [1, 0]
+    with monkeypatch.context() as changed:
+        changed.setitem(globals(), "STEPS", 2)
+        assert fits(own) == 1
+    with monkeypatch.context() as changed:
+        changed.setitem(globals(), "particles", lambda: 1)
+        assert fits(own) == 1
+    assert [fits(pv.Candidate(partial(trained, rate), epochs=1)) for rate in (0.0, 0.0, 0.1)] == [1, 0, 1]
+    forward = Trained.forward
+    monkeypatch.setattr(Trained, "forward", lambda self, z: self.decoder(z))
+    assert fits(pv.Candidate(partial(trained, 0.0), epochs=1)) == 1
+    monkeypatch.setattr(Trained, "forward", forward)
+    assert fits(pv.Candidate(partial(trained, 0.0), epochs=1)) == 0
+
+
+def test_what_a_callback_writes_down_is_no_other_cell_within_a_comparison(
+    tmp_path: Path, count: Callable[[], int]
+) -> None:
+    met: list[float] = []
+    candidate = pv.Candidate(partial(linear, 1), epochs=1, callbacks=[lambda vae, history: met.append(len(history))])
+    pv.compare({"a": candidate}, TRAIN, TEST, seeds=[0, 1], folder=tmp_path, **FAST)
+    met.clear()
+    pv.compare({"a": candidate}, TRAIN, TEST, seeds=[0, 1], folder=tmp_path, **FAST)
+    assert count() == 2
 
 
 def test_a_failed_cell_is_kept_until_it_is_asked_for_again(tmp_path: Path, count: Callable[[], int]) -> None:
@@ -727,5 +792,50 @@ def test_rows_are_read_before_the_first_fit() -> None:
 
 def test_patience_and_a_clock_do_not_go_together() -> None:
     candidate = pv.Candidate(partial(linear, 1), patience=3)
-    found = pv.compare({"a": candidate}, TRAIN, TEST, seeds=[0], budget={"seconds": 1}, **FAST)
-    assert "patience: got 3 with a budget in seconds" in found.cells["error"][0]
+    with pytest.raises(OptionError, match="candidate 'a': patience: got 3 with a budget in seconds"):
+        pv.compare({"a": candidate}, TRAIN, TEST, seeds=[0], budget={"seconds": 1}, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"evidence": ("psis", {"num_draws": 30})}, "num_draws: got 30 with 'psis'"),
+        ({"evidence": ("ais", {"steps": -3})}, "steps: got -3"),
+        ({"evidence": ("refit", {"objective": "zz"})}, "objective: got 'zz'"),
+        ({"evidence": ("refit", {"hidden": "zz"})}, "hidden: got 'zz'"),
+        ({"evidence": ("refit", {"posterior": "zz"})}, "posterior: got 'zz'"),
+        ({"evidence": ("refit", {"num_draws": 0})}, "num_draws: got 0"),
+        ({"budget": {"gradients": 107}}, "candidate 'a': budget: got 107 gradients, expected enough .* 108"),
+    ],
+)
+def test_values_are_looked_at_before_the_first_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        pv.compare({"a": pv.Candidate(partial(linear, 1))}, TRAIN, TEST, **{**FAST, **options})
+
+
+@pytest.mark.parametrize(
+    "fit", [{"lr": "0.1"}, {"epochs": 0}, {"valid": 1.0}, {"schedule": "zz"}, {"callbacks": [3]}, {"compiled": 3}]
+)
+def test_values_are_looked_at_when_a_candidate_is_made(fit: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=f"{next(iter(fit))}: got"):
+        pv.Candidate(broken, **fit)
+
+
+def test_an_ensemble_is_a_candidate(tmp_path: Path) -> None:
+    """Of exact members the evidence is the log of the mean of their densities; it has no latent units of its own."""
+    members = [ppca(2, seed) for seed in (0, 1)]
+    for member in members[1:]:
+        member.schema = members[0].schema
+    both = pv.Candidate(lambda seed: pv.Ensemble(members), objective=None)
+    found = pv.compare({"both": both}, TRAIN, TEST, seeds=[0], folder=tmp_path, **FAST)
+    assert (
+        found.cells["error"][0] is None and found.cells["latent"][0] == 2 and math.isnan(found.table["active"].iloc[0])
+    )
+    expected = np.logaddexp.reduce([member.log_prob(TEST) for member in members]) - math.log(2)
+    assert np.allclose(found.log_evidence("both")[0], expected, atol=1e-6)
+
+
+def test_one_row_has_an_evidence_and_no_active_units() -> None:
+    found = pv.compare({"a": pv.Candidate(partial(ppca, 2), objective=None)}, TRAIN, TEST[:1], seeds=[0], **FAST).table
+    assert found["evidence"].iloc[0] == pytest.approx(ppca(2, 0).log_prob(TEST[:1])[0], abs=1e-5)
+    assert math.isnan(found["active"].iloc[0])

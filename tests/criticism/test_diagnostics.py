@@ -187,6 +187,39 @@ def test_models_of_many_kinds(options, left_out):
             diagnose(vae, frame, checks=[left_out[0]])
 
 
+def test_an_untrained_guide_is_asked_nothing_and_that_is_said_once():
+    vae = pv.build(X, latent=2, hidden=(4,))
+    pv.fit(vae, X, objective="mcem", epochs=1, progress=False)
+    found = diagnose(vae, X)
+    refused = [name for name, verdict in found.verdicts.items() if "the last fit has not trained" in verdict]
+    assert refused == [name for name in CHECKS if name not in ("predictive", "pit")]
+    assert repr(found).count("the last fit has not trained") == 1
+    assert repr(found).count("not checked, for the reason of active_units") == len(refused) - 1
+    assert found["pit"].figures and found["predictive"].figures
+    with pytest.raises(pv.ProgramError, match="the last fit has not trained"):
+        diagnose(vae, X, checks="gradients")
+
+
+def test_an_estimator_that_fails_leaves_the_others_in():
+    """The scale of groups has no draws without a gradient, which the score function needs."""
+    frame = pd.DataFrame(X, columns=list("abcd")).assign(site=list("uv") * 40)
+    vae = pv.build(frame, latent=2, hidden=(4,), prior="hierarchical", group="site")
+    assert list(diagnose(vae, frame, checks="gradients")["gradients"].detail) == ["elbo", "analytic_kl"]
+
+
+def test_verdicts_state_their_level(diagnosis, ppca):
+    assert all("at level 0.001" in diagnosis[name].verdict for name in ("calibration", "pit"))
+    assert "not distributed as the model predicts at level 0.001" in diagnose(ppca, X + 3, checks="pit")["pit"].verdict
+
+
+def test_weights_that_are_not_finite_are_named_once(ppca):
+    vae = pv.build(X, latent=2, hidden=(4,))
+    with torch.no_grad():
+        vae.decoder.net[0].weight[0, 0] = math.inf
+    text = repr(diagnose(vae, X))
+    assert text.count("parameter 'decoder.net.0.weight': got NaN or infinite values") == 1
+
+
 def test_the_callers_state_is_left_alone(ppca):
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     first, again = (diagnose(ppca, X, checks=QUICK, num_draws=1000, seed=2) for _ in range(2))

@@ -64,3 +64,31 @@ def test_options_reach_the_search_and_the_evidence():
     assert np.all(short.amortization < exact(shift=0.8)[1] - 0.2) and short.evidence.num_draws == 500
     with pytest.raises(pv.OptionError, match="stepz"):
         gaps(model(), X[:4], refine={"stepz": 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "hmc"}, "method: got 'hmc', expected one of 'amortized', 'svi', 'flow', 'laplace'"),
+        ({"method": "sir"}, "method: got 'sir'"),
+        ({"method": "nuts"}, "method: got 'nuts'"),
+        ({"refine": {"num_draws": 3}}, r"got the options \['num_draws'\] with 'svi'"),
+        (
+            {"estimate": {"seed": 3}},
+            r"estimate: got the options \['seed'\], expected some of \['leapfrogs', 'num_draws'",
+        ),
+        ({"num_draws": 1}, "num_draws: got 1"),
+    ],
+)
+def test_what_has_no_bound_is_refused_before_any_work(options, message, monkeypatch):
+    monkeypatch.setattr("ppl_vae.criticism.gaps.log_evidence", None)
+    with pytest.raises(pv.OptionError, match=message):
+        gaps(model(), X[:2], **options)
+
+
+def test_printed_gaps_are_means_errors_and_a_verdict():
+    found = gaps(model(), X, "amortized", num_draws=1000)
+    mean, error = found.approximation.mean(), found.approximation_error.mean()
+    assert repr(found).startswith(f"Gaps(12 rows; approximation mean {mean:.4f} (mean mcse {error:.4f}), amortization")
+    assert repr(found).endswith(f"{found.evidence.verdict})") and "array" not in repr(found)
+    assert isinstance(found, tuple) and len(found) == 5

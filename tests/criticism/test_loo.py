@@ -16,6 +16,7 @@ from pyro.infer import MCMC, NUTS
 from torch import nn
 
 import ppl_vae as pv
+from ppl_vae.infer.psis import threshold
 from ppl_vae.model.vae import VAE
 
 U = torch.tensor([1.0, -0.5, 0.8], dtype=torch.float64)
@@ -122,6 +123,34 @@ def test_arvizs_loo_agrees_with_refits_without_each_row(exported):
     assert not found["warning"] and error < 0.5
     assert abs(found.iloc[0] - EXACT.sum()) < 4 * error
     assert np.abs(found["loo_i"] - EXACT).max() < 0.2
+
+
+class Flipped(Guide):
+    """Knows the weights, and looks for z at the other sign."""
+
+    def forward(self, x, shared):
+        q = super().forward(x, shared).base_dist
+        return dist.Normal(-q.loc, q.scale).to_event(1)
+
+
+@pytest.mark.parametrize(("particles", "kept"), [(16, "ess"), (64, "ess"), (1000, "k_hat")])
+def test_where_the_encoder_does_not_know_z_the_log_says_so(particles, kept, caplog):
+    """Errors of nats, which the standard errors do not show; where q(z) is near p(z | x, w) nothing is said."""
+    vae = VAE(Flipped(), Weights(), lambda: dist.Normal(U.new_zeros(1), 1.0).to_event(1))
+    found = pv.to_arviz(
+        vae, X, num_draws=8, particles=particles, groups=["log_likelihood", "posterior", "sample_stats"]
+    )
+    w = (torch.as_tensor(found.posterior[name].values[0]).double() for name in SITES)
+    error = found.log_likelihood["x"].values[0] - log_p(*w).numpy()
+    stats = {name: found.sample_stats[f"{name}_given_shared"].values[0] for name in {"ess", kept}}
+    limit = min(10, particles / 4)
+    flagged = stats["ess"] < limit if kept == "ess" else stats["k_hat"] > threshold(particles)
+    share = found.log_likelihood["x"].attrs["doubtful"]
+    assert share == flagged.mean() > 0.4 and error[flagged].mean() < -3
+    assert f"of {100 * share:.3g} % of the pairs" in caplog.text and "is likely too low there" in caplog.text
+    caplog.clear()
+    near = pv.to_arviz(bayesian(widened=1.2), X, num_draws=8, particles=particles, groups=["log_likelihood"])
+    assert near.log_likelihood["x"].attrs["doubtful"] == 0 and not caplog.text
 
 
 def test_ours_is_arvizs_where_the_weights_are_from_the_posterior(exported):

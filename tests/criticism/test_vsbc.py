@@ -71,6 +71,17 @@ def test_posteriors_of_group_effects_and_one_that_is_kept_off():
     assert off.p_values()[0] < 1e-3 and off.probabilities[:, 0].mean() < 0.1 and off.p_values().argmin() == 0
 
 
+def test_a_model_in_the_place_of_a_function_and_options_that_fit_does_not_have():
+    x = np.random.RandomState(0).randn(10, 3)
+    vae = pv.build(x, latent=1, hidden=())
+    with pytest.raises(pv.OptionError, match="make: got a VAE, expected a function of a number"):
+        vsbc(vae, x)
+    with pytest.raises(pv.OptionError, match=r"got the fit options \['epoch'\], expected some of .*'epochs'"):
+        vsbc(lambda seed: vae, x, 2, epoch=1)
+    with pytest.raises(pv.OptionError, match="vae: got a int, expected a model"):
+        vsbc(lambda seed: seed, x, 2)
+
+
 def test_a_model_of_rows_alone_is_refused():
     with pytest.raises(pv.OptionError, match="without sites that all rows share"):
         vsbc(lambda seed: pv.build(FRAME[["a", "b"]], latent=1), FRAME[["a", "b"]], 2, epochs=1)

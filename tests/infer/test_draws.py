@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -6,7 +7,7 @@ import torch
 from pyro import poutine
 
 import ppl_vae as pv
-from ppl_vae.infer.draws import in_mode
+from ppl_vae.infer.draws import Draws, batch_of, in_mode
 
 RANDOM = np.random.RandomState(0)
 X = (RANDOM.randn(500, 2) @ RANDOM.randn(2, 6) + 0.5 * RANDOM.randn(500, 6)).astype("float32")
@@ -158,3 +159,61 @@ def test_values_outside_the_support_name_the_column():
             call(vae, grey)
     with pytest.raises(pv.DataError, match=r"column 'x2': got 2.0 in row 0, expected numbers in \[0, 1\]"):
         pv.score(pv.build(grey, likelihood="continuous_bernoulli"), grey * [1, 1, 0] + [0, 0, 2])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "posterior",
+        "log_evidence",
+        "score",
+        "diagnose",
+        "gaps",
+        "pit",
+        "to_arviz",
+        "encode",
+        "draws",
+        "reconstruct",
+        "impute",
+    ],
+)
+def test_data_in_the_place_of_the_model(vae, name):
+    for rows in (X, pd.DataFrame(X).assign(batch=1.0)):  # a frame has its columns for attributes
+        with pytest.raises(pv.OptionError, match=f"vae: got a {type(rows).__name__}, expected a model with its guide"):
+            getattr(pv, name)(rows, vae)
+    assert len(batch_of(vae, X).x) == len(X)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_weights_that_are_not_finite_are_named(part, value):
+    broken = pv.build(X, latent=2, hidden=(4,))
+    with torch.no_grad():
+        getattr(broken, part).net[0].weight[0, 0] = value
+    asked = (
+        pv.log_evidence,
+        lambda *of: pv.log_evidence(*of, "ais"),
+        lambda *of: pv.posterior(*of, "hmc"),
+        lambda *of: pv.posterior(*of, "svi"),
+        pv.pit,
+        pv.last_layer_laplace,
+        pv.score,
+    )
+    for ask in asked:
+        with pytest.raises(pv.ProgramError, match=f"parameter '{part}.net.0.weight': got NaN or infinite values"):
+            ask(broken, X)
+
+
+@pytest.mark.parametrize(
+    ("r_hat", "said"),
+    [
+        ([[1.004, 1.0]], "largest r_hat 1.004)"),
+        ([[1.02, float("nan")]], "largest r_hat 1.020, not converged)"),
+        ([[float("inf"), 1.0]], "largest r_hat inf, not converged)"),
+        ([[float("nan")] * 2], "too few or too short chains to tell whether they converged)"),
+    ],
+)
+def test_printed_chains_say_whether_they_converged(r_hat, said):
+    one = torch.zeros(10, 1)
+    drawn = Draws(torch.zeros(10, 1, 2), {}, one, one, None, None, stats={"method": "hmc", "r_hat": np.array(r_hat)})
+    assert repr(drawn).endswith(f"by 'hmc'; {said}") and "\n" not in repr(drawn)

@@ -119,6 +119,9 @@ def test_predictions():
         lambda both: pv.decode(both, np.zeros((1, 2))),
         lambda both: pv.log_evidence(both, X[:2], "ais"),
         lambda both: pv.posterior(both, X[:2], "laplace"),
+        lambda both: pv.to_arviz(both, X[:2]),
+        lambda both: pv.posterior_predictive(both, X[:9]),
+        lambda both: pv.pit(both, X[:9]),
         lambda both: both.model(n=3),
     ],
 )

@@ -73,6 +73,14 @@ def test_simulated_by_another_model(ppca):
         pv.log_evidence(pv.PPCA(2).fit(ppca[1]), pv.generate(ppca[0], 3), "ais", 4, steps=5)
 
 
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_other_numbers_of_z_than_rows(ppca, count):
+    model = ppca[0]
+    made = pv.generate(model, 10)
+    with pytest.raises(OptionError, match=f"data: got 10 simulated rows with {count} z, expected the z of each row"):
+        pv.log_evidence(model, pv.Simulated(made.x, np.resize(made.z, (count, made.z.shape[1]))), "ais", 4, steps=5)
+
+
 def test_columns_of_a_frame_are_no_latents(ppca):
     """A frame may have a column named z: it is not where the rows came from."""
     _, x = ppca

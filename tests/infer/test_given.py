@@ -68,7 +68,7 @@ def test_marginals_given_group_effects_are_the_normals_that_they_are(hierarchica
     """126 numbers within 5 standard errors, less the bias of a log: 7e-5."""
     batch, shared = hierarchical.batch(X), drawn(hierarchical, X, 6)
     with isolated(hierarchical), torch.no_grad():
-        found, error = log_marginals(hierarchical, batch, shared, row_keys(batch, 1), particles, 1)
+        found, error, *_ = log_marginals(hierarchical, batch, shared, row_keys(batch, 1), particles, 1)
     location, spread, offsets = (shared[name].reshape(6, -1) for name in ("location", "spread", "offsets"))
     effect = (location + spread * offsets)[:, batch.group, None]
     cov = torch.outer(WEIGHT, WEIGHT) + NOISE**2 * torch.eye(2)
@@ -82,7 +82,7 @@ def test_marginals_given_weights_are_a_sum_over_z(uncertain):
     data = X[["u", "v"]]
     batch, shared = uncertain.batch(data), drawn(uncertain, data, 5)
     with isolated(uncertain), torch.no_grad():
-        found, error = log_marginals(uncertain, batch, shared, row_keys(batch, 1), 100, 1)
+        found, error, *_ = log_marginals(uncertain, batch, shared, row_keys(batch, 1), 100, 1)
     grid = torch.linspace(-9, 9, 4001, dtype=torch.float64)
     for s in range(5):
         w = [shared[f"decoder.net.{layer}"][s, 0] for layer in ("0.weight", "0.bias", "2.weight", "2.bias")]
@@ -98,10 +98,10 @@ def test_a_rows_marginals_do_not_depend_on_other_rows_nor_draws_on_each_other(hi
     batch, shared = hierarchical.batch(X), drawn(hierarchical, X, 5)
     keys, few = row_keys(batch, 0), slice(3, 9)
     with isolated(hierarchical), torch.no_grad():
-        found, _ = log_marginals(hierarchical, batch, shared, keys, 20, 0)
-        some, _ = log_marginals(hierarchical, batch.rows(few), shared, keys[few], 20, 0)
+        found, *_ = log_marginals(hierarchical, batch, shared, keys, 20, 0)
+        some, *_ = log_marginals(hierarchical, batch.rows(few), shared, keys[few], 20, 0)
         same = {name: value[:1].expand(9, *value.shape[1:]) for name, value in shared.items()}
-        again, _ = log_marginals(hierarchical, batch, same, keys, 20, 0)  # 6 draws at a time
+        again, *_ = log_marginals(hierarchical, batch, same, keys, 20, 0)  # 6 draws at a time
     assert torch.allclose(found[:, few], some, rtol=1e-12)
     assert len(again.unique(dim=0)) == 9  # particles of its own for each
 
@@ -112,8 +112,8 @@ def test_draws_and_rows_of_many_blocks_are_those_of_one(hierarchical, particles)
     batch, shared = hierarchical.batch(many), drawn(hierarchical, X, 3)
     keys = row_keys(batch, 0)
     with isolated(hierarchical), torch.no_grad():
-        found, _ = log_marginals(hierarchical, batch, shared, keys, particles, 0)
-        alone, _ = log_marginals(hierarchical, batch.rows(slice(63, None)), shared, keys[63:], particles, 0)
+        found, *_ = log_marginals(hierarchical, batch, shared, keys, particles, 0)
+        alone, *_ = log_marginals(hierarchical, batch.rows(slice(63, None)), shared, keys[63:], particles, 0)
     assert found.shape == (3, 84) and torch.allclose(found[:, 63:], alone, rtol=1e-12)
 
 

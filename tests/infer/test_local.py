@@ -181,6 +181,17 @@ def test_options(ppca):
         pv.posterior(codes, x, "hmc", 4)
 
 
+def test_few_draws_are_no_leak_of_arviz_and_are_not_called_converged(ppca, capfd, caplog):
+    model, x, _ = ppca
+    for draws, chains in ((20, 1), (30, 1), (6, 3), (3, 3)):
+        found = pv.posterior(model, x, "hmc", draws, warmup=5, chains=chains)
+        assert found.stats["r_hat"].shape == found.stats["ess"].shape == (5, 2)
+        assert np.isnan(found.stats["r_hat"]).all() and "too few or too short chains" in repr(found)
+    assert "arviz" not in "".join(capfd.readouterr()).lower() and not caplog.records
+    stuck = pv.posterior(model, x, "hmc", 100, warmup=0, chains=4, leapfrogs=1)
+    assert f"; largest r_hat {np.nanmax(stuck.stats['r_hat']):.3f}, not converged)" in repr(stuck)
+
+
 def test_chains_are_reported(ppca):
     model, x, _ = ppca
     stats = pv.posterior(model, x, "hmc", 1600, warmup=100, chains=16).stats

@@ -45,6 +45,10 @@ def test_the_guide_is_not_believed(rows, tmp_path):
                 ask(one, rows)
         with pytest.raises(pv.ProgramError, match="the last fit has not trained"):
             pv.sbc(one, 20)
+        assert np.isfinite(pv.pit(one, rows).values).all()  # z from the prior asks no guide
+        assert pv.posterior_predictive(one, rows, 20, new=True).shape == (8, 5)
+        with pytest.raises(pv.ProgramError, match=r"ppl_vae\.criticism\.refit\.refitted"):
+            pv.posterior_predictive(one, rows, 20)
         assert np.isfinite(pv.log_evidence(one, rows[:3], "ais", 4, steps=5).log_p).all()
         drawn = pv.posterior(one, rows[:3], "hmc", 4, warmup=5)
         assert pv.to_arviz(one, rows[:3], draws=drawn).posterior.z.shape == (1, 4, 3, 1)

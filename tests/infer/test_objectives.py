@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from pyro.infer import EnergyDistance, RenyiELBO, ReweightedWakeSleep, Trace_ELB
 
 import ppl_vae as pv
 from ppl_vae.infer.noise import Keyed, step_keys
-from ppl_vae.infer.objectives import JOINT, OBJECTIVES, objective
+from ppl_vae.infer.objectives import OBJECTIVES, REFUSED, objective
 from ppl_vae.infer.scope import isolated
 
 RANDOM = np.random.RandomState(0)
@@ -207,12 +208,13 @@ JOINT_FACTORIES = {
 }
 
 
-@pytest.mark.parametrize("kind", JOINT)
-def test_what_takes_a_batch_for_one_observation_is_refused_with_what_to_use_instead(kind):
-    for choice in (kind, JOINT_FACTORIES[kind]):
+@pytest.mark.parametrize("kind", REFUSED)
+def test_pyros_objectives_that_are_refused_name_what_to_use_instead(kind):
+    for choice in (kind, JOINT_FACTORIES.get(kind, lambda: kind())):
         with pytest.raises(pv.OptionError, match=f"objective: got {kind.__name__}, wh.*expected '") as caught:
             pv.fit(pv.build(X, latent=2), X, objective=choice, progress=False)
         assert any(f"'{name}'" in str(caught.value) for name in OBJECTIVES)
+        assert ("compiled=True" in str(caught.value)) == kind.__name__.startswith("Jit")
 
 
 @pytest.mark.parametrize("prior", ["ard", "hierarchical"])
@@ -233,6 +235,19 @@ def test_pyros_renyi_bound_is_refused_where_a_site_is_shared_and_ours_knows_wher
         if not target.shared:
             with pytest.raises(pv.OptionError, match=f"{name}.*that all rows share; expected 'elbo'"):
                 pv.fit(pv.build(data, latent=2, **options), data, objective=name, particles=2, progress=False)
+
+
+@pytest.mark.parametrize("options", [{"prior": "hierarchical", "group": "who"}, {"weights": "normal"}])
+def test_objectives_that_are_advised_can_be_fitted(options):
+    """Sites that all rows share may have no draws without a gradient, which the score function would need."""
+    data = pd.DataFrame(X, columns=list("abcd")).assign(who=list("uvwx") * 10) if "group" in options else X
+    vae = pv.build(data, latent=2, hidden=(4,), **options)
+    with pytest.raises(pv.OptionError, match=r"sticking_the_landing.*expected 'elbo'") as caught:
+        pv.fit(vae, data, objective="sticking_the_landing", progress=False)
+    advised = re.findall("'([a-z_]+)'", str(caught.value).partition("expected")[2])
+    assert advised == ["elbo", "analytic_kl", "trace_graph", "beta", "cyclic"]
+    for name in advised:
+        pv.fit(vae, data, objective=name, epochs=1, progress=False)
 
 
 def test_every_objective_says_what_it_is_and_needs():

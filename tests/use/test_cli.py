@@ -189,6 +189,9 @@ def test_diagnose(run: Run, table: Path) -> None:
     assert list(written.columns) == ["check", "figure", "value", "mcse"]
     assert np.array_equal(written["value"], expected.table["value"])
     assert "checks: got 'guess'" in run("diagnose", "model", str(table), "--checks", "[guess]")[2]
+    assert "checks: got 'guess'" in run("diagnose", "model", str(table), "--checks", "guess")[2]
+    assert run("diagnose", "model", str(table), "--checks", "kl", "--num_draws", "50")[0] == 0
+    assert set(pd.read_csv("diagnosis.csv")["check"]) == {"kl"}
 
 
 EXPERIMENT = """
@@ -249,10 +252,10 @@ def test_candidates_that_fail_are_in_the_table(run: Run, table: Path) -> None:
     text = (
         f"data: {table}\ntest: 0.3\nmodel: {{hidden: [4], latent: 2}}\nfit: {{epochs: 1}}\nseeds: [1]\nnum_draws: 8\n"
     )
-    text += "evidence: {name: iwae, num_draws: 8}\ncandidates: {good: {}, bad: {fit: {optimizer: newton}}}"
+    text += "evidence: {name: iwae, num_draws: 8}\ncandidates: {good: {}, bad: {objective: enumerate}}"
     Path("e.yaml").write_text(text)
     code, out, err = run("compare", "e.yaml", "--out", "x")
-    assert (code, err) == (0, "") and "bad, seed 1 failed: OptionError: optimizer: got 'newton'" in out
+    assert (code, err) == (0, "") and "bad, seed 1 failed: OptionError: objective: got 'enumerate'" in out
     assert pd.read_csv("x/cells.csv").set_index("candidate")["error"].notna().to_dict() == {"good": False, "bad": True}
 
 

@@ -176,7 +176,12 @@ def test_what_means_nothing_is_refused(read: Any, text: str, message: str) -> No
         ),
         (
             "fit: {epoch: 2}",
-            r"candidate 'model': candidate: got the fit options \['epoch'\], expected some of \['batch_size'",
+            r"candidate 'model': candidate: got the fit options \['epoch'\], expected some of \['batch_size'[^()]*$",
+        ),
+        ("objective: guess", r"candidate 'model': objective: got 'guess', expected one of 'elbo'[^()]*$"),
+        (
+            "objective: {name: renyi, beta: 1}",
+            r"candidate 'model': objective: got .* expected options among \['alpha'\]$",
         ),
         ("grid: {model.prior: [vamp, guess]}", "candidate 'prior=guess': prior: got 'guess', expected one of"),
         ("model: {hidden: 3}", "candidate 'model': hidden: got 3"),
