@@ -443,7 +443,6 @@ def test_the_others_go_on_where_a_cell_fails() -> None:
         "unmade": (pv.Candidate(broken), "ValueError: no model 1"),
         "spoilt": (pv.Candidate(spoilt), "NonFiniteError: step 0"),
         "used": (pv.Candidate(used), "ProgramError: make: got a model fitted for 1 steps"),
-        "short": (pv.Candidate(partial(linear, 1), particles=500), "OptionError: budget: got 2000 gradients"),
         "no model": (pv.Candidate(print), "ProgramError: make: got a NoneType for the seed 1, expected a model"),
     }
     candidates = {name: candidate for name, (candidate, _) in reasons.items()} | {
@@ -454,6 +453,11 @@ def test_the_others_go_on_where_a_cell_fails() -> None:
     for name, (_, reason) in reasons.items():
         assert errors[name].startswith(reason), errors[name]
     assert pd.isna(errors["good"]) and found.table.index[0] == "good" and found.best == "good"
+    short = {"short": pv.Candidate(partial(linear, 1), particles=500)}  # what can be told before is no cell
+    with pytest.raises(
+        OptionError, match="candidate 'short': budget: got 2000 gradients, expected enough for an epoch"
+    ):
+        pv.compare(short, TRAIN, TEST, seeds=[1], budget={"gradients": 2000}, **FAST)
 
 
 def test_a_fit_without_an_encoder_has_no_bound() -> None:
