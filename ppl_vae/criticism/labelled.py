@@ -235,7 +235,9 @@ def loo(inference: Any) -> Any:
 
     Raises: OptionError for an export without log likelihoods, which says why it has none.
     """
-    groups = getattr(inference, "groups", ())
+    if not hasattr(inference, "attrs") or not hasattr(inference, "groups"):
+        raise OptionError(f"loo: got a {type(inference).__name__}, expected what to_arviz returned")
+    groups = inference.groups
     if "log_likelihood" not in [name.strip("/") for name in (groups() if callable(groups) else groups)]:
         raise OptionError(f"loo: got no log likelihood, {inference.attrs.get('left_out', 'as it was not asked for')}")
     log_lik = _samples(inference.log_likelihood["x"])

@@ -263,3 +263,8 @@ def test_a_model_with_weights_normal_agrees_with_refits_without_each_row(decoder
     found, bias = arviz.loo(exported), len(X) * log_lik.attrs["mcse"] ** 2
     assert not found["warning"] and max(errors) < 0.2 and bias < 0.1
     assert abs(found["elpd_loo"] - float(refits.sum())) < 4 * math.hypot(*errors) + bias
+
+
+def test_what_is_no_export() -> None:
+    with pytest.raises(pv.OptionError, match="loo: got a ndarray, expected what to_arviz returned"):
+        pv.loo(np.zeros(3))
