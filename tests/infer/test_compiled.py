@@ -375,3 +375,44 @@ def test_a_wrong_graph_is_caught(monkeypatch: pytest.MonkeyPatch, place: int) ->
     monkeypatch.setattr(graphs, "_compiled", {})
     with pytest.raises(pv.OptionError, match="the graph of 4 rows gives"):
         pv.fit(small(), X, compiled=True, **FIT)
+
+
+@pytest.mark.parametrize("optimizer", UPDATES)
+@pytest.mark.parametrize("of_state", [False, True])
+def test_a_wrong_step_is_caught(monkeypatch: pytest.MonkeyPatch, optimizer: str, of_state: bool) -> None:
+    """A weight's step, or what the optimiser keeps, that is off by a hundredth."""
+    if of_state and not UPDATES[optimizer][1]:
+        pytest.skip("it keeps nothing")
+
+    def wrong(graph: Any, inputs: list[torch.Tensor], **options: Any) -> Any:
+        def run(*flat: torch.Tensor) -> Any:
+            good, sums, *state = graph(*flat)
+            place = -1 if of_state else 0
+            step = 1.01 * (state[place] - flat[place]) if not of_state else 1.01 * state[place]
+            state[place] = flat[place] + step if not of_state else step
+            return good, sums, *state
+
+        return graph if options else run
+
+    monkeypatch.setattr(graphs, "_by_inductor", wrong)
+    monkeypatch.setattr(graphs, "_compiled", {})
+    with pytest.raises(pv.OptionError, match="is another than the programs'"):
+        pv.fit(small(), X, compiled=True, optimizer=optimizer, **FIT)
+
+
+def test_gradients_that_are_mere_rounding(traced: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adam moves weights by the sign of their gradients: where these are rounding, the signs mean nothing."""
+    as_it_is = graphs._by_inductor
+
+    def noisy(graph: Any, inputs: list[torch.Tensor], **options: Any) -> Any:
+        def run(*flat: torch.Tensor) -> Any:
+            good, sums, *state = graph(*flat)
+            state[0][:, 3] = 2 * flat[0][:, 3] - state[0][:, 3]  # of a column that is nearly always 0
+            return good, sums, *state
+
+        return as_it_is(graph, inputs, **options) if options else run
+
+    monkeypatch.setattr(graphs, "_by_inductor", noisy)
+    x = X * [1, 1, 1, 1e-9]
+    vae = pv.build(x, latent=3, hidden=(8,), standardize="none", scale=1.0)
+    assert pv.fit(vae, x, compiled=True, **FIT).compile_seconds is not None
