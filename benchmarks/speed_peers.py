@@ -241,6 +241,7 @@ def numpyro_svi(problem: Problem, x: np.ndarray, loop: bool) -> Contestant:
 STEPS: dict[str, Callable[[Problem, np.ndarray], Contestant]] = {
     "ppl_vae, compiled": partial(ours, compiled=True),
     "ppl_vae, compiled, bf16": partial(ours, compiled=True, precision="bf16"),
+    "ppl_vae, traced": partial(ours, compiled="traced"),
     "ppl_vae, eager": partial(ours, compiled=False),
     "Pyro, SVI": pyro_svi,
     "PyTorch, eager": pytorch,

@@ -66,7 +66,7 @@ class FitOptions:
         valid: share of the rows held out for validation.
         patience: epochs without a better validation bound before stopping; None: never.
         binarize: none | threshold | stochastic (drawn anew each step).
-        compiled: true | false | auto (where it pays): whole steps as one compiled graph.
+        compiled: true | traced (without a compiler) | false | auto (where it pays): steps as a graph.
         precision: float32 | bf16: of the products of nets, in training.
         seed: of the split, the order of the rows and all noise.
         progress: show a progress bar.

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import OptionError, choose, number
-from ppl_vae.infer.draws import Draws, batch_of, each_block, facts, in_mode, log_prob_per_feature, minus_squared_error
+from ppl_vae.errors import OptionError, choose, number, whole
+from ppl_vae.infer.blocks import reader
+from ppl_vae.infer.draws import Draws, Pieces, batch_of, facts, in_mode, log_prob_per_feature, minus_squared_error
 from ppl_vae.infer.given import check_rows, sites_of
 from ppl_vae.infer.scope import isolated
 
@@ -149,6 +150,7 @@ def score(
     seed: int = 0,
     per_feature: bool = False,
     draws: Draws | None = None,
+    compiled: bool | str = "auto",
 ) -> Scores:
     """Score every row; higher = more normal.
 
@@ -171,6 +173,9 @@ def score(
         per_feature: also give each feature's part (n, d); not for elbo and iwae, which have none. The reconstruction
             probability is a log of a mean, so its parts do not sum to it.
         draws: read these instead of drawing anew (not for reconstruction_error nor per_feature).
+        compiled: True: a block of rows is one compiled graph, made in some 10 seconds, kept for later calls; "traced": the
+            programs are run once, and after that the list of tensor operations that they led to; False: the programs are
+            run for each block; "auto": what so many rows and draws pay for, on a CPU, where there can be such a graph.
 
     Returns: `Scores`, in nats of the data in its own units.
 
@@ -186,8 +191,8 @@ def score(
     how = choose("scoring", scoring, SCORES)
     if per_feature and how.weighs:
         raise OptionError(f"per_feature: got scoring={scoring!r}, whose KL term has no parts by feature")
-    batch = batch_of(vae, data)
-    known = facts(vae, batch)
+    pieces = Pieces(vae, data)
+    known = facts(vae, pieces.first)
     if how.weighs and (known.point or not known.proper):
         what = "an improper prior" if not known.proper else "a point posterior"
         raise OptionError(
@@ -196,7 +201,7 @@ def score(
     if not how.density and (column := _without_error(vae)):
         raise OptionError(f"scoring: got {scoring!r} with the column {column}, whose codes have no squared error")
     observe = how.per_feature if per_feature or how.read is observed else None
-    certain = known.point and not known.shared
+    certain, read = known.point and not known.shared, Reading(how, per_feature)
     if draws is not None:
         if observe is not None:
             raise OptionError(
@@ -206,16 +211,29 @@ def score(
             raise OptionError(
                 f"draws: got draws without log_q with scoring={scoring!r}, expected draws of known density"
             )
-        _check_draws(vae, batch, draws)
-        parts = [_reduced(draws, how, per_feature)]
+        _check_draws(vae, batch_of(vae, data), draws)
+        found = [_joined([read(draws)])]
     else:
-        num_draws = 1 if certain else num_draws
-        parts = each_block(vae, batch, num_draws, seed, lambda block: _reduced(block, how, per_feature), observe, False)
-    values, errors, features = (np.concatenate(column) for column in zip(*parts))
-    if per_feature and how.density and vae.schema is not None:
-        jacobian = np.array(vae.schema.log_jacobians)
-        features = features + (jacobian if batch.mask is None else np.where(batch.mask.cpu().numpy(), jacobian, 0.0))
-    return Scores(values, np.zeros_like(values) if certain else errors, scoring, features if per_feature else None)
+        num_draws = 1 if certain else whole("num_draws", num_draws)
+        figures = reader(vae, pieces.first, pieces.rows, num_draws, seed, read, observe, compiled)
+        found = []
+        for batch in pieces:
+            values, errors, *features = _joined(figures(batch))
+            found.append([values, errors, *(_in_own_units(vae, how, batch, part) for part in features)])
+    values, errors, *features = (np.concatenate(parts) for parts in zip(*found))
+    return Scores(values, np.zeros_like(values) if certain else errors, scoring, *features)
+
+
+def _joined(blocks: list[tuple[Tensor, ...]]) -> list[np.ndarray]:
+    return [np.concatenate([part.numpy(force=True) for part in parts]) for parts in zip(*blocks)]
+
+
+def _in_own_units(vae: Any, how: Score, batch: Batch, features: np.ndarray) -> np.ndarray:
+    """Each feature's part (n, d), of its cells that were observed."""
+    if not how.density or vae.schema is None:
+        return features
+    jacobian = np.array(vae.schema.log_jacobians)
+    return features + (jacobian if batch.mask is None else np.where(batch.mask.numpy(force=True), jacobian, 0.0))
 
 
 def _without_error(vae: Any) -> str | None:
@@ -225,8 +243,16 @@ def _without_error(vae: Any) -> str | None:
     return next((f"{name!r} ({kind})" for name, kind in named if kind in ("categorical", "ordinal", "angle")), None)
 
 
-def _reduced(block: Draws, how: Score, per_feature: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # contiguous along draws, (n, S): a reduction along the first dimension depends on the row's place
-    values, errors = how.reduce(how.read(block).T.contiguous().T)
-    features = how.reduce(block.observed)[0] if per_feature and block.observed is not None else values
-    return values.cpu().numpy(), errors.cpu().numpy(), features.cpu().numpy()
+@dataclass(frozen=True)
+class Reading:
+    """Draws to values (n,), their standard errors (n,), and on request each feature's part (n, d)."""
+
+    how: Score
+    per_feature: bool
+
+    def __call__(self, block: Draws) -> tuple[Tensor, ...]:
+        # contiguous along draws, (n, S): a reduction along the first dimension depends on the row's place
+        values, errors = self.how.reduce(self.how.read(block).T.contiguous().T)
+        if not self.per_feature or block.observed is None:
+            return values, errors
+        return values, errors, self.how.reduce(block.observed)[0]

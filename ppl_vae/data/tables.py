@@ -76,6 +76,8 @@ def read(data: Any) -> Table:
             two columns of one name, a bad file.
         MissingFileError: the path does not exist.
     """
+    if isinstance(data, Table):
+        return data
     if isinstance(data, np.ndarray):
         return _read_array(data, "numpy")
     if isinstance(data, torch.Tensor):
@@ -87,6 +89,24 @@ def read(data: Any) -> Table:
     if hasattr(data, "x"):
         return _read_holder(data)
     raise DataError(f"data: got {type(data).__name__}, expected {ACCEPTED}")
+
+
+def in_parts(data: Any, cells: int) -> list[Any]:
+    """Data in parts of whole rows with at most so many cells each; arrays and tensors without a copy.
+
+    Example:
+        >>> [part.shape for part in in_parts(np.zeros((5, 3)), 6)]
+        [(2, 3), (2, 3), (1, 3)]
+    """
+    table = (
+        data if isinstance(data, np.ndarray | torch.Tensor) else read(data)
+    )  # all rows tell what levels a column has
+    values: Any = table.values if isinstance(table, Table) else table
+    height = max(1, cells // max(1, int(np.prod(values.shape[1:]))))
+    if values.ndim < 2 or len(values) <= height:
+        return [data]
+    places = [slice(start, start + height) for start in range(0, len(values), height)]
+    return [table._replace(values=values[rows]) if isinstance(table, Table) else table[rows] for rows in places]
 
 
 def held_by(data: Any, name: str) -> Any:

@@ -1,164 +1,29 @@
 """Whole training steps in one compiled graph: both programs, the objective, its gradients and the optimiser.
 
-The programs are run once, on tensors that `torch.fx` watches. What remains of Pyro's handlers, plates and traces is the list
-of tensor operations that they led to, which TorchInductor compiles, in a loop over many steps. Noise is an input: each step
-has its own, the same as without the graph; it is drawn for many steps at once, and what depends on it alone is computed
-then. A last batch that is short is filled up with rows that do not count, so that shapes never change.
+TorchInductor compiles what `traced.py` wrote down, with the optimiser's update, in a loop over many steps.
 """
 
 import logging
-import math
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, first_line
+from ppl_vae.errors import OptionError, PplVaeError, first_line
 from ppl_vae.infer import graphs
-from ppl_vae.infer.elbo import TensorELBO
 from ppl_vae.infer.graphs import Flat, Untraceable
-from ppl_vae.infer.handlers import Tally, surroundings
 from ppl_vae.infer.history import History
-from ppl_vae.infer.noise import ByStep, Request, keys_by_step, requested, step_keys
-from ppl_vae.infer.objectives import Objective
-from ppl_vae.infer.rows import Rows, as_they_are
-from ppl_vae.infer.updates import UPDATES, Sizes, State, Update
+from ppl_vae.infer.traced import Inputs, Loss, OfStep, Sums, TracedStep, gradients, named_tensors, put_back
+from ppl_vae.infer.updates import UPDATES, Sizes, Update
 
 log = logging.getLogger(__name__)
 
-PAYS = 20_000
-"""Steps from which on a compilation, some 15 seconds, is won back by steps that are a millisecond shorter."""
-AGREES = {"float32": 1e-4, "bf16": 1e-2}
-"""How far the first steps may be from those without a graph, relatively: a check of the graph, not of its rounding."""
-TOGETHER, NUMBERS = 64, 2**22
-"""Steps in one call of a graph, at most, and numbers that they may take in: noise, and pixels that are drawn."""
-FIGURES = ("bound", "reconstruction", "kl")
-SUMS = (*FIGURES, "objective", "grad_norm")
-IN_OWN_UNITS = ("bound", "reconstruction", "objective")
-
-Sums = dict[str, float]
-
-
-# ---- the step as a function of tensors
-
-
-class Loss(nn.Module):
-    """Minus the objective of a batch, and its figures, as a function that `functional_call` gives parameters to.
-
-    Attributes:
-        requests: for noise, in the order in which the programs ask for it.
-    """
-
-    def __init__(self, vae: Any, target: Objective, elbo: TensorELBO, precision: str) -> None:
-        super().__init__()
-        self.vae, self.target, self.elbo, self.precision = vae, target, elbo, precision
-        self.requests: list[Request] = []
-
-    def ask(self, batch: Batch) -> None:
-        """Find out what noise the programs ask for, of these rows."""
-        keys, weight = torch.arange(len(batch.x), device=batch.x.device), torch.ones((), device=batch.x.device)
-
-        def supply(request: Request) -> Tensor:
-            self.requests.append(request)
-            return requested(request, keys)
-
-        with torch.no_grad():
-            self._run(supply, batch, weight, weight, torch.ones_like(keys, dtype=torch.bool))
-
-    def forward(
-        self, batch: Batch, kl_weight: Tensor, share: Tensor, present: Tensor, *noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The loss, summed over rows, and the sums of `FIGURES`."""
-        following = iter(noise)
-        return self._run(lambda request: next(following), batch, kl_weight, share, present)
-
-    def _run(
-        self, supply: Callable[[Request], Tensor], batch: Batch, kl_weight: Tensor, share: Tensor, present: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        tally, (args, given) = Tally(), batch.arguments()
-        weights: Any = {"kl_weight": kl_weight, "share": share, "present": present, "precision": self.precision}
-        numbers = torch.zeros_like(present, dtype=torch.long)  # of the rows: what traceable objectives do not read
-        with (
-            pyro.get_param_store().scope(),
-            surroundings(self.target, self.elbo, numbers, numbers, **weights, tally=tally, supply=supply),
-        ):
-            loss = self.elbo.differentiable_loss(self.vae.model, self.vae.guide, *args, **given)
-            if own := [name for name in pyro.get_param_store() if "$$$" not in name]:
-                raise Untraceable(f"the parameter {own[0]!r} is made by the programs themselves")
-        rows = tally.by_row(self.target)
-        return loss, torch.stack([torch.where(present, rows[name].double(), 0.0).sum() for name in FIGURES])
-
-
-class OfStep(NamedTuple):
-    """What belongs to one step, or, with a dimension more, to each of some.
-
-    Attributes:
-        where: (b,) places of the batch's rows in the data.
-        present: (b,) of bool, rows that count.
-        scalars: (6,) KL weight, share of the data's rows, number of rows, and `Sizes`.
-        noise: as the programs ask for it.
-    """
-
-    where: Tensor
-    present: Tensor
-    scalars: Tensor
-    noise: tuple[Tensor, ...]
-
-    @property
-    def flat(self) -> list[Tensor]:
-        return [self.where, self.present, self.scalars, *self.noise]
-
-
-class Inputs:
-    """What steps read and change, as flat lists of tensors, and back.
-
-    Args:
-        vae: the model.
-        moving: names of the parameters that have a gradient.
-        kept: numbers that the optimiser keeps of each.
-
-    Attributes:
-        parameters, held: those that move, and other tensors of the model, by name.
-        states: of the optimiser, for each parameter.
-    """
-
-    def __init__(self, vae: nn.Module, moving: list[str], kept: int) -> None:
-        tensors = named_tensors(vae)
-        self.parameters = {name: tensors[name].detach() for name in moving}
-        self.held = {name: value.detach() for name, value in tensors.items() if name not in self.parameters}
-        self.kept, self.states = kept, [[torch.zeros_like(p) for _ in range(kept)] for p in self.parameters.values()]
-
-    @property
-    def state(self) -> list[Tensor]:
-        return [*self.parameters.values(), *(v for state in self.states for v in state)]
-
-    def read(self, data: Batch) -> list[Tensor]:
-        """What is not changed, the columns of the data that there are first."""
-        return [*(column for column in data if column is not None), *self.held.values()]
-
-    def structured(
-        self, data: Batch, flat: tuple[Tensor, ...]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[State], Batch, OfStep]:
-        """Parameters, other tensors, states, data and what belongs to the step, of the lists one after another."""
-        following = iter(flat)
-        parameters = {name: next(following) for name in self.parameters}
-        states = [[next(following) for _ in state] for state in self.states]
-        columns: list[Any] = [None if column is None else next(following) for column in data]
-        held = {name: next(following) for name in self.held}
-        where, present, scalars, *noise = following
-        return parameters, held, states, Batch(*columns), OfStep(where, present, scalars, tuple(noise))
-
-
-def named_tensors(vae: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers as a `Loss` knows them."""
-    return {f"vae.{name}": value for name, value in (*vae.named_parameters(), *vae.named_buffers())}
+TRACING_PAYS, PAYS = 5_000, 20_000
+"""Steps from which on a graph, some 2 seconds, and its compilation, some 15, are won back by steps that are a millisecond
+shorter each time."""
 
 
 def step(
@@ -179,83 +44,36 @@ def step(
 
     Returns: (5,) `SUMS` over rows, float64; whether these are finite, () of bool; what comes after `Inputs.state`.
     """
-    parameters, held, states, data, own = inputs.structured(data, flat)
-    kl_weight, share, rows, *sizes = own.scalars.unbind()
-    batch = data.rows(own.where)
-    with torch.enable_grad():
-        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-        tensors = {**leaves, **held}
-        value, figures = torch.func.functional_call(loss, tensors, (batch, kl_weight, share, own.present, *own.noise))
-        if changed := [name for name, before in {**leaves, **held}.items() if tensors[name] is not before]:
-            raise Untraceable(f"the programs replace {changed[0].removeprefix('vae.')!r} as they run")
-        gradients = [g / rows for g in torch.autograd.grad(value, list(leaves.values()))]
-    norm = torch.stack([(g * g).sum() for g in gradients]).sum().sqrt()
-    good = torch.isfinite(value) & torch.isfinite(norm)
+    sums, found = gradients(loss, inputs, data, *flat)
+    parameters, _, states, _, own = inputs.structured(data, flat)
+    _, _, rows, *sizes = own.scalars.unbind()
+    norm = torch.stack([(g * g).sum() for g in found]).sum().sqrt()
+    good = torch.isfinite(sums[-1]) & torch.isfinite(norm)
     factor = 1.0 if max_grad_norm is None else (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
     moved = [
-        update(p, g * factor, state, Sizes(*sizes), decay)
-        for p, g, state in zip(parameters.values(), gradients, states)
+        update(p, g * factor, state, Sizes(*sizes), decay) for p, g, state in zip(parameters.values(), found, states)
     ]
     following = [*(p for p, _ in moved), *(v for _, state in moved for v in state)]
-    sums = torch.cat([figures.detach(), torch.stack([-value.detach().double(), (norm * rows).double()])])
+    sums = torch.cat([sums, (norm * rows).double().reshape(1)])
     return sums, good, [torch.where(good, new, old) for new, old in zip(following, flat)]
 
 
-def filled(values: Tensor, size: int) -> Tensor:
-    """Values (b, ...) with more of the first one, (size, ...)."""
-    return (
-        torch.cat([values, values[:1].expand(size - len(values), *values.shape[1:])]) if len(values) < size else values
-    )
-
-
-# ---- steps of a fit
-
-
-class CompiledStep:
-    """Steps of a fit by one graph, in the place of `Step`, which says what went wrong where a step is refused.
-
-    Args:
-        eager: the fit's steps without a graph.
-        size: rows of a batch; the last one may have fewer.
-        like: steps of another fit, of the same shape, that have been written down.
-
-    Raises: Untraceable, with the reason, or whatever torch raises; nothing has moved then.
-    """
+class CompiledStep(TracedStep):
+    """Steps of a fit by one compiled graph of many. Arguments and errors are those of `TracedStep`."""
 
     def __init__(self, eager: Any, size: int, like: "CompiledStep | None" = None) -> None:
-        self.eager, self.vae, self.one, self.number = eager, eager.vae, eager.one, eager.number
-        self.rows: Rows = eager.rows
-        self.all_rows = self.rows.pixels is as_they_are  # then the graph picks the batches itself
-        target: Objective = eager.target
-        elbo = target.traceable(eager.particles)
-        if elbo is None or not target.per_row:
-            raise Untraceable("the objective is not a sum over rows in tensors alone")
-        train = self.rows.train
-        self.size, self.taken = min(size, len(train)), 0
-        self.loss = Loss(self.vae, target, elbo, eager.precision)
-        self.agrees = AGREES[eager.precision]
-        numbers, others = train[: self.size], train.flip(0)[: self.size]
-        self.loss.ask(self.rows.data.rows(numbers))
-        self.together = self._together(math.ceil(len(train) / self.size))
-        update, self.kept = UPDATES[self.one.name]
-        moving = [name for name, gradient in self._gradients(numbers)[1].items() if gradient is not None]
-        self.inputs = Inputs(self.vae, moving, len(self.kept))
-        self.one_step = partial(step, self.loss, self.inputs, update, self.one.weight_decay, self.one.max_grad_norm)
-        self.sums, self.met = dict.fromkeys(SUMS, 0.0), 0
-        self.trained = {name: value.requires_grad for name, value in named_tensors(self.vae).items()}
-        self.noise = ByStep(self.loss.requests, train.device)
-        self.draw: Flat = self.noise
-        self.prepare: Flat = lambda *noise: noise
-        self.rest: Flat
-        self.constants: list[Tensor]
-        if like is None:
-            self._write(numbers, others)
-        else:
-            self.rest, self.constants, self.draw, self.prepare = like.rest, like.constants, like.draw, like.prepare
-        self._check_objective(others)
+        self.update, self.kept = UPDATES[eager.one.name]
+        super().__init__(eager, size, like)
 
-    def compile(self) -> None:
-        """Compile the step in a loop, and compare it to the programs."""
+    def function(self) -> Flat:
+        """What there is a graph of."""
+        return partial(step, self.loss, self.inputs, self.update, self.one.weight_decay, self.one.max_grad_norm)
+
+    def make(self) -> None:
+        """Compile the step in a loop, and compare it to the programs.
+
+        Raises: Untraceable.
+        """
         train, columns = self.rows.train, len(self.inputs.read(self.rows.data))
         data, own = self.given([train[: self.size]], [1.0], [0.5])
 
@@ -265,122 +83,17 @@ class CompiledStep:
         state, held = self.inputs.state, [*self.inputs.read(data), *self.constants]
         count = torch.tensor(1, device=own.where.device)
         self.run = graphs.compiled(graphs.looped(of_step, state, held, own.flat), [*state, count, *held, *own.flat])
-        for n in sorted({self.size, len(train) % self.size or self.size}):
-            self._check(train.flip(0)[:n])
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """All parameters that are trained."""
-        return list(self.inputs.parameters.values())
+        self._check_batches()
 
     def epoch(self, plan: Any, history: History) -> None:
         """A step on each batch of a `Plan`; errors show the history so far."""
-        for first in range(0, len(plan.batches), self.together):
-            part = slice(first, first + self.together)
-            batches, factors, kl_weights = (v[part] for v in plan)
+        for batches, factors, kl_weights in self.portions(plan):
             data, own = self.given(batches, factors, kl_weights)
             good, sums, following = self._run(data, own, len(batches))
             torch._foreach_copy_(self.inputs.state, following)
-            self.went(batches[:good], sums)
+            self.went(batches[:good], sums.tolist())
             if good < len(batches):
                 self.refuse(data, own, batches[good], good, kl_weights[good], history)
-
-    def went(self, batches: list[Tensor], sums: Tensor) -> None:
-        """Take down steps on these batches."""
-        self.number, self.taken = self.number + len(batches), self.taken + len(batches)
-        numbers = torch.cat([self.rows.train[:0], *batches])
-        own_units = self.rows.jacobian(numbers) * len(numbers) if batches else 0.0
-        for name, value in zip(SUMS, sums.tolist()):
-            self.sums[name] += value + (own_units if name in IN_OWN_UNITS else 0.0)
-        self.met += len(numbers)
-
-    def alike(self, found: Tensor, expected: Tensor) -> bool:
-        """Whether sums are equal but for rounding: of the largest among those in nats, which may cancel in others."""
-        size = expected.abs()
-        size = torch.cat([size[:-1].max().expand(len(size) - 1), size[-1:]])
-        return bool(((found - expected).abs() <= self.agrees * (1 + size)).all())
-
-    def means(self) -> Sums:
-        """Means over the rows since the last call, in the data's own units."""
-        means = {name: self.sums[name] / self.met for name in ("objective", "grad_norm", *FIGURES)}
-        self.sums, self.met = dict.fromkeys(SUMS, 0.0), 0
-        return means
-
-    def still(self) -> Any:
-        """These steps, or, if a callback has changed what the graph does not see, those without it, from here on."""
-        tensors = named_tensors(self.vae)
-        ours = {**self.inputs.parameters, **self.inputs.held}
-        at = self.rows.noise.get_state()
-        try:
-            if tensors.keys() != ours.keys() or any(
-                value.data_ptr() != ours[name].data_ptr() or value.requires_grad != self.trained[name]
-                for name, value in tensors.items()
-            ):
-                raise Untraceable("other tensors are part of the model, or trained")
-            self._check(self.rows.train[: self.size])
-        except Exception as error:
-            log.info("goes on without a graph after a callback: %s", first_line(error))
-            return self._handed_over()
-        finally:
-            self.rows.noise.set_state(at)
-        return self
-
-    def _handed_over(self) -> Any:
-        tensors, t = named_tensors(self.vae), torch.tensor(float(self.taken))
-        for name, state in zip(self.inputs.parameters, self.inputs.states):
-            if name in tensors and state:
-                self.one.known[tensors[name]] = {"step": t.clone(), **dict(zip(self.kept, state))}
-        self.eager.number = self.number
-        return self.eager
-
-    def refuse(self, data: Batch, own: OfStep, numbers: Tensor, place: int, kl_weight: float, history: History) -> None:
-        """Take the step at this place without a graph, which finds the site and the rows at fault.
-
-        Raises: NonFiniteError.
-        """
-        self.eager.number = self.number
-        self.eager.on(data.rows(own.where[place][: len(numbers)]), numbers, kl_weight, history)
-        raise NonFiniteError(
-            f"step {self.number}: got a loss or gradient that is not finite from the compiled step alone; compiled=False "
-            "may help",
-            site=None,
-            rows=numbers.tolist(),
-            step=self.number,
-            history=history,
-        )
-
-    # -- what a call of the graph takes in
-
-    def _together(self, batches: int) -> int:
-        """Steps in one call: as many for each call of an epoch."""
-        width = 0 if self.all_rows else self.rows.data.x[0].numel() * self.size
-        asked = sum(r.draws * r.size * (self.size if r.local else 1) for r in self.loss.requests)
-        most = max(1, min(TOGETHER, NUMBERS // max(asked + width, 1)))
-        return math.ceil(batches / math.ceil(batches / most))
-
-    def given(self, batches: list[Tensor], factors: list[float], kl_weights: list[float]) -> tuple[Batch, OfStep]:
-        """The data that some steps pick their rows from, and what belongs to each; filled up to so many steps."""
-        m, b = self.together, self.size
-        sizes = [len(numbers) for numbers in batches]
-        numbers, place = torch.stack([filled(own, b) for own in batches]), torch.arange(b)[None]
-        present = place < torch.tensor(sizes)[:, None]
-        if self.all_rows:
-            data, where = self.rows.data, numbers
-        else:
-            data = self.rows.take(torch.cat(batches))
-            data = data._replace(**{k: filled(v, m * b) for k, v in data._asdict().items() if v is not None})
-            where = (torch.arange(len(batches))[:, None] * b + torch.where(present, place, 0)).to(numbers.device)
-        scalars = self._scalars(sizes, factors, kl_weights).to(data.x)
-        keys = keys_by_step(numbers, self.eager.seed, range(self.number, self.number + len(batches)))
-        where, present, scalars, keys = (filled(v.to(keys.device), m) for v in (where, present, scalars, keys))
-        noise = self.prepare(*self.draw(keys, present, *self.noise.counted))
-        return data, OfStep(where, present, scalars, tuple(v.contiguous() for v in noise))
-
-    def _scalars(self, sizes: list[int], factors: list[float], kl_weights: list[float]) -> Tensor:
-        rows, factor, kl_weight = (torch.tensor(v, dtype=torch.float64) for v in (sizes, factors, kl_weights))
-        t = torch.arange(self.taken + 1, self.taken + 1 + len(sizes), dtype=torch.float64)
-        lr, share = self.one.lr * factor, rows / len(self.rows.train)
-        return torch.stack([kl_weight, share, rows, lr, 1 - 0.9**t, (1 - 0.999**t).sqrt()], 1)
 
     def _run(self, data: Batch, own: OfStep, n: int) -> tuple[int, Tensor, list[Tensor]]:
         """So many steps: how many were good, their sums, and the state after them."""
@@ -390,95 +103,23 @@ class CompiledStep:
         )
         return int(good), sums, following
 
-    # -- how the graph is made and checked
+    def _hand_over(self) -> None:
+        tensors, t = named_tensors(self.vae), torch.tensor(float(self.taken))
+        for name, state in zip(self.inputs.parameters, self.inputs.states):
+            if name in tensors and state:
+                self.one.known[tensors[name]] = {"step": t.clone(), **dict(zip(self.kept, state))}
 
     def _write(self, numbers: Tensor, others: Tensor) -> None:
-        """Write the step down, and part off what depends on noise alone."""
-        self.by_programs(numbers)
-        (data, own), (other_data, other) = (self.given([rows], [1.0], [0.5]) for rows in (numbers, others))
-        state, read = self.inputs.state, self.inputs.read(data)
-        moved = [*(p * 1.001 + 1e-4 for p in self.parameters), *state[len(self.parameters) :]]
-        flat = [*state, *read, *(v[0] for v in own.flat)]
-        of_other = [v[0] / 2 if v is other.scalars else v[0] for v in other.flat]
-        other_flat = [*moved, *self.inputs.read(other_data), *of_other]
-        graph, self.constants = graphs.traced(partial(self.one_step, data), flat, other_flat)
-        noise = range(len(flat) - len(own.noise), len(flat))
-        before, self.rest = graphs.parted(graph, [*flat, *self.constants], noise)
-        self.draw = graphs.exactly(self.draw, (own.where, own.present, *self.noise.counted))
-        if before is not None:
-            self.prepare = graphs.of_noise(torch.vmap(before), own.noise)
-
-    def by_programs(self, numbers: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """The next step on these rows, by the programs themselves.
-
-        Raises: Untraceable, if they change more than they should.
-        """
-        data = self.rows.data if self.all_rows else self.rows.take(numbers)
-        n, device = len(numbers), numbers.device
-        where = numbers if self.all_rows else torch.arange(n, device=device)
-        (scalars,) = self._scalars([n], [1.0], [0.5]).to(data.x)
-        own = OfStep(where, torch.ones_like(where, dtype=torch.bool), scalars, self._once(numbers))
-        read = [value.clone() for value in self.inputs.read(data)]
-        with torch.no_grad():
-            found = self.one_step(data, *self.inputs.state, *read, *own.flat)
-        for (name, value), then in zip(self.inputs.held.items(), read[-len(self.inputs.held) or len(read) :]):
-            if not torch.equal(value, then):
-                raise Untraceable(f"the programs change {name.removeprefix('vae.')!r} as they run")
-        return found
-
-    def _gradients(self, numbers: Tensor) -> tuple[float, dict[str, Tensor | None]]:
-        """The objective in tensors alone on these rows, with half of the KL term, and its gradient to each parameter."""
-        batch, noise = self.rows.data.rows(numbers), self._once(numbers)
-        half, present = torch.tensor(0.5).to(batch.x), torch.ones_like(numbers, dtype=torch.bool)
-        tensors = {name: value.detach().clone() for name, value in named_tensors(self.vae).items()}
-        trained = [f"vae.{name}" for name, p in self.vae.named_parameters() if p.requires_grad]
-        with torch.enable_grad():
-            leaves = [tensors[name].requires_grad_() for name in trained]
-            value, _ = torch.func.functional_call(self.loss, tensors, (batch, half, half, present, *noise))
-            return float(value), dict(zip(trained, torch.autograd.grad(value, leaves, allow_unused=True)))
-
-    def _once(self, numbers: Tensor) -> tuple[Tensor, ...]:
-        """The noise of the next step on these rows, as the programs ask for it."""
-        keys = step_keys(numbers, self.eager.seed, self.number)
-        return tuple(requested(request, keys) for request in self.loss.requests)
-
-    def _check_objective(self, numbers: Tensor) -> None:
-        """Compare the objective in tensors alone, and its gradients, to those of the fit.
-
-        Raises: Untraceable.
-        """
-        eager, (own, gradients) = self.eager, self._gradients(numbers)
-        (args, given), keys = self.rows.data.rows(numbers).arguments(), step_keys(numbers, eager.seed, self.number)
-        self.vae.zero_grad(set_to_none=True)
-        with surroundings(eager.target, eager.elbo, numbers, keys, kl_weight=0.5, share=0.5, precision=eager.precision):
-            loss = eager.elbo.loss_and_grads(self.vae.model, self.vae.guide, *args, **given)
-        if not math.isclose(loss, own, rel_tol=self.agrees, abs_tol=self.agrees):
-            raise Untraceable(f"the objective is {loss} without a graph, {own} in tensors alone")
-        named = named_tensors(self.vae)
-        for name, gradient in gradients.items():
-            short, expected = name.removeprefix("vae."), named[name].grad
-            if gradient is None and expected is None:
-                continue
-            if gradient is None or expected is None:
-                raise Untraceable(f"{short!r} is trained {'in' if expected is None else 'without'} a graph alone")
-            size = self.agrees * (1 + float(expected.abs().max()))
-            if not torch.allclose(gradient, expected, rtol=10 * self.agrees, atol=size):
-                raise Untraceable(f"the gradient to {short!r} is another in tensors alone")
+        super()._write(numbers, others)
+        own = self.given([numbers], [1.0], [0.5])[1]
+        keys = (own.where, own.present, *self.noise.counted)
+        self.prepare = graphs.of_noise(self.prepare, self.draw(*keys))
+        self.draw = graphs.exactly(self.draw, keys)
 
     def _check(self, numbers: Tensor) -> None:
-        """Compare the graph to the programs for a batch of so many rows, filled up where it is short.
-
-        Raises: Untraceable.
-        """
-        at = self.rows.noise.get_state()
-        _, found, following = self._run(*self.given([numbers], [1.0], [0.5]), 1)
-        self.rows.noise.set_state(at)  # the same pixels
+        _, found, following = self._run(*self._one(numbers), 1)
         expected, _, state = self.by_programs(numbers)
-        if not self.alike(found, expected):
-            raise Untraceable(
-                f"the graph of {len(numbers)} rows gives {found.tolist()}, the programs {expected.tolist()} (sums of "
-                f"{', '.join(SUMS)})"
-            )
+        self._same_sums(found, expected, numbers)
         for name, moved in self._apart(following, state).items():
             if not moved <= 10 * self.agrees:
                 raise Untraceable(f"the graph's step of {name!r} is another than the programs'")
@@ -504,15 +145,23 @@ class CompiledStep:
         return found
 
 
-def pays(choice: bool | str, planned: int, device: torch.device) -> bool:
-    """Whether to compile a fit's steps: True, False, or "auto", on a CPU where at least `PAYS` of them are planned."""
-    return planned >= PAYS and device.type == "cpu" if choice == "auto" else bool(choice)
-
-
-def compiled_steps(eager: Any, size: int, insist: bool = False) -> tuple[Any, float | None]:
-    """The steps of a fit, compiled, and the seconds that it took; as they are, and None, where they cannot be.
+def kinds(choice: bool | str, planned: int, device: torch.device) -> list[type[TracedStep]]:
+    """What steps of a fit to make a graph of: those to try, the best first; none: run the programs in each step.
 
     Args:
+        choice: True, "traced", False, or "auto": what so many planned steps pay for.
+    """
+    if choice == "auto":
+        compiles = planned >= PAYS and device.type == "cpu"
+        return [CompiledStep, TracedStep] if compiles else [TracedStep] if planned >= TRACING_PAYS else []
+    return [CompiledStep] if choice is True else [TracedStep] if choice else []
+
+
+def with_graph(tried: list[type[TracedStep]], eager: Any, size: int, insist: bool) -> tuple[Any, float | None]:
+    """The steps of a fit by a graph, and the seconds that it took; as they are, and None, where there can be none.
+
+    Args:
+        tried: kinds of steps, the best first.
         eager: the steps without a graph.
         size: rows of a batch.
         insist: on a graph.
@@ -520,33 +169,19 @@ def compiled_steps(eager: Any, size: int, insist: bool = False) -> tuple[Any, fl
     Raises: OptionError, if it insists, with the reason.
     """
     start = time.perf_counter()
-    try:
-        with put_back(eager):
-            steps = CompiledStep(eager, size)
-            steps.compile()
-    except Exception as error:  # of torch, its compiler, or programs that are no list of tensor operations
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        if insist:
-            raise OptionError(f"compiled: got True, but no graph could be made of a step: {reason}") from error
-        log.log(logging.INFO if isinstance(error, PplVaeError) else logging.WARNING, "steps not compiled: %s", reason)
-        return eager, None
-    seconds = time.perf_counter() - start
-    log.info("compiled a step in %.1f s", seconds)
-    return steps, seconds
-
-
-@contextmanager
-def put_back(eager: Any) -> Iterator[None]:
-    """Undo what trial steps change: buffers, gradients and generators."""
-    buffers = [(m, n, b, b.clone()) for m in eager.vae.modules() for n, b in m._buffers.items() if b is not None]
-    noise = eager.rows.noise.get_state()
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # of torch, about itself
-            yield
-    finally:
-        for module, name, buffer, before in buffers:
-            buffer.copy_(before)
-            module._buffers[name] = buffer
-        eager.vae.zero_grad(set_to_none=True)
-        eager.rows.noise.set_state(noise)
+    for kind in tried:
+        try:
+            with put_back(eager):
+                steps = kind(eager, size)
+                steps.make()
+        except Exception as error:  # of torch, its compiler, or programs that are no list of tensor operations
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            if insist:
+                raise OptionError(f"compiled: got True, but no graph could be made of a step: {reason}") from error
+            level = logging.INFO if isinstance(error, PplVaeError) else logging.WARNING
+            log.log(level, "no %s: %s", kind.__name__, reason)
+        else:
+            seconds = time.perf_counter() - start
+            log.info("%s made in %.1f s", kind.__name__, seconds)
+            return steps, seconds
+    return eager, None

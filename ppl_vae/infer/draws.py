@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_vae.data.schema import Batch
+from ppl_vae.data.tables import Table, in_parts
 from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError, first_line, whole
 from ppl_vae.infer import noise
 from ppl_vae.infer.noise import Keyed, base
@@ -106,9 +107,51 @@ def batch_of(vae: Any, data: Any, minimum_rows: int = 1) -> Batch:
 
     Raises: OptionError for anything else in the model's place, such as the data; DataError.
     """
+    expect_model(vae)
+    return vae.batch(data, minimum_rows)
+
+
+def expect_model(vae: Any) -> None:
+    """Refuse anything else in a model's place, such as the data.
+
+    Raises: OptionError.
+    """
     if not callable(getattr(vae, "batch", None)):  # a frame may have a column of that name
         raise OptionError(f"vae: got a {type(vae).__name__}, expected a model with its guide, and data after it")
-    return vae.batch(data, minimum_rows)
+
+
+CELLS = 2**20
+"""Of the data, encoded at a time where rows are read one after another."""
+
+
+class Pieces:
+    """Encoded rows, some at a time, so that memory holds no more of them than these.
+
+    Attributes:
+        first: of the pieces.
+        rows: n, of all.
+
+    Raises: as `batch_of`, of each piece as it is reached.
+    """
+
+    def __init__(self, vae: Any, data: Any) -> None:
+        expect_model(vae)
+        self.vae, self.data, self.parts = vae, data, in_parts(data, CELLS)
+        self.first = self._encoded(self.parts[0])
+        sizes = [len(part.values if isinstance(part, Table) else part) for part in self.parts[1:]]
+        self.rows = len(self.first.x) + sum(sizes)
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self.first
+        for part in self.parts[1:]:
+            yield self._encoded(part)
+
+    def _encoded(self, part: Any) -> Batch:
+        try:
+            return batch_of(self.vae, part)
+        except DataError:
+            batch_of(self.vae, self.data)  # names rows by their place in all of the data
+            raise
 
 
 def joined(parts: list[Draws], along: int, rows: slice = slice(None)) -> Draws:
@@ -183,9 +226,8 @@ def row_blocks(
         keys: (n,) of the rows' noise; None: by `row_keys`.
         shared: whether the blocks have what all rows share. It is drawn once and kept; without, only up to `KEPT` bytes.
     """
-    n, d = batch.x.shape
-    chunk = min(num_draws, 128)
-    height = max(2, min(max(2**20 // d, 1024), 8192) // chunk)
+    n, chunk = len(batch.x), min(num_draws, AT_ONCE)
+    height = block_rows(batch, chunk)
     jacobian, known = jacobians(vae, batch), dict[str, Tensor]()
     for start in range(0, n, height):
         stop = min(start + height, n)
@@ -196,18 +238,28 @@ def row_blocks(
         for first in range(0, num_draws, chunk):
             some = {name: value[first : first + chunk] for name, value in known.items()}
             with Keyed(own, first=first, strict=strict, shared=shared_key(block.x, seed), values=some):
-                part = _draws(vae, block, min(chunk, num_draws - first), jacobian, observe)
+                part = drawn(vae, block, min(chunk, num_draws - first), jacobian, observe)
             size = sum(value.nbytes for value in part.shared.values()) * num_draws / len(part.z)
             parts.append(part if shared or size <= KEPT else part._replace(shared={}))
         known = known or {name: torch.cat([p.shared[name] for p in parts]) for name in parts[0].shared}
         yield joined([p._replace(shared={}) for p in parts], 0, slice(stop - start))._replace(shared=known)
 
 
+AT_ONCE = 128
+"""Draws of each row that are made at once, at most."""
+
+
+def block_rows(batch: Batch, num_draws: int) -> int:
+    """Rows of a block with so many draws of each: what a core's cache holds."""
+    return max(2, min(max(2**20 // batch.x.shape[1], 1024), 8192) // num_draws)
+
+
 KEPT = 2**31
 """Bytes of draws of what all rows share that are kept from one block of rows to the next; else they are drawn again."""
 
 
-def _draws(vae: Any, batch: Batch, num_draws: int, jacobian: tuple[float, ...], observe: Observe | None) -> Draws:
+def drawn(vae: Any, batch: Batch, num_draws: int, jacobian: tuple[float, ...], observe: Observe | None) -> Draws:
+    """Draws for all of these rows, by the noise that the handlers around it give."""
     guide, model = programs(vae, batch, num_draws)
     local = {name: site for name, site in guide.items() if is_local(site)}
     log_q = summed_out([_log_prob(site).double() for site in local.values()])

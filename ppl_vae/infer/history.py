@@ -24,7 +24,7 @@ class History:
 
     Attributes:
         stopped: why the fit ended: "epochs" or "patience".
-        compile_seconds: that it took to compile a step; None: steps were not compiled.
+        compile_seconds: that it took to make the graph of a step; None: there was none.
         rounding: by how much the bound changed with nets in bfloat16, nats a row, at the start; None: they were not.
         best_epoch: the epoch whose weights the model holds; None: the last.
 

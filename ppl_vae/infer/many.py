@@ -13,8 +13,10 @@ from tqdm.auto import tqdm
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, first_line
 from ppl_vae.infer import graphs
-from ppl_vae.infer.compiled import CompiledStep, OfStep, Untraceable, put_back
+from ppl_vae.infer.compiled import CompiledStep
+from ppl_vae.infer.graphs import Untraceable
 from ppl_vae.infer.history import History
+from ppl_vae.infer.traced import OfStep, put_back
 from ppl_vae.infer.training import Plan, Run, fit
 from ppl_vae.options import FitOptions
 
@@ -163,7 +165,7 @@ class ManySteps:
                 n = len(some[0].batches)
                 good, sums, states = self._run(states, given, n)
                 for member, plan, own in zip(self.members, some, sums):
-                    member.went(plan.batches[:good], own)
+                    member.went(plan.batches[:good], own.tolist())
                 if good < n:
                     self._refuse(states, given, some, good, sums)
         finally:

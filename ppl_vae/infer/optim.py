@@ -68,7 +68,8 @@ class OneOptimizer(PyroOptim):
         optimizer = self._optimizer(params)
         parameters = [p for p in self.parameters if p.grad is not None]
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
-        torch._foreach_mul_(gradients, 1.0 / self.rows)
+        if self.rows != 1:
+            torch._foreach_mul_(gradients, 1.0 / self.rows)
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
         self.refused = not (isfinite(self.loss) and bool(torch.isfinite(self.grad_norm)))
         if self.refused:

@@ -15,8 +15,8 @@ from tqdm.auto import tqdm
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
-from ppl_vae.infer.compiled import compiled_steps, pays
-from ppl_vae.infer.draws import facts, in_mode, row_blocks
+from ppl_vae.infer.compiled import CompiledStep, kinds, with_graph
+from ppl_vae.infer.draws import expect_model, facts, in_mode, row_blocks
 from ppl_vae.infer.handlers import Tally, surroundings
 from ppl_vae.infer.history import History
 from ppl_vae.infer.noise import step_keys
@@ -79,9 +79,11 @@ def fit(
             from the end of the warm-up.
         binarize: "threshold" (x > 1/2), "stochastic" (drawn anew each step with x as probability) or None.
         device: move the model there first; None: where it is.
-        compiled: run whole steps as one compiled graph: True, False, or "auto": on a CPU, where 20,000 steps or more are
-            planned, and where it can be; else it says why not in the log. Noise and results are the same up to rounding. The
-            graph is made once, and left after a callback that changes more of the model than values in place.
+        compiled: True: many steps are one compiled graph; "traced": the programs are run once, and after that the list of
+            tensor operations that they led to, without a compiler; False: the programs are run in each step. "auto": the
+            first on a CPU where 20,000 steps or more are planned, the second from 5,000, where there can be such a graph;
+            else it says why not in the log. Noise and results are the same up to rounding. The graph is made once, and left
+            after a callback that changes more of the model than values in place.
         precision: "float32", or "bf16": the products of nets are taken in bfloat16 while training, which processors made for
             it do several times as fast; weights, densities and all that comes after a fit stay in float32.
         seed: of split, order and noise. A fit is a function of model, data, options and seed. A second fit of a model goes
@@ -112,9 +114,9 @@ def fit(
     with run.room():
         step: Any = run.begin()
         bar = tqdm(range(1, run.epochs + 1), disable=not progress, desc="fit", unit="epoch")
-        if pays(compiled, run.total, step.rows.data.x.device):
-            bar.set_postfix_str("compiling a step")
-            step, history.compile_seconds = compiled_steps(step, run.batch_size, insist=compiled is True)
+        if tried := kinds(compiled, run.total, step.rows.data.x.device):
+            bar.set_postfix_str("compiling a step" if tried[0] is CompiledStep else "tracing a step")
+            step, history.compile_seconds = with_graph(tried, step, run.batch_size, insist=compiled != "auto")
         run.start = time.perf_counter()
         for epoch in bar:
             plan, began = run.plan(epoch, step.number), time.perf_counter()
@@ -185,8 +187,8 @@ class Options:
         for callback in self.callbacks:
             if not callable(callback):
                 raise OptionError(f"callbacks: got {callback!r}, expected functions of a model and a history")
-        if compiled not in (True, False, "auto"):
-            raise OptionError(f"compiled: got {compiled!r}, expected True, False or 'auto'")
+        if compiled not in (True, False, "traced", "auto"):
+            raise OptionError(f"compiled: got {compiled!r}, expected True, False, 'traced' or 'auto'")
         self.objective, self.lr = objective, number("lr", lr, inclusive=True)
         self.particles, self.epochs = whole("particles", particles), whole("epochs", epochs)
         self.batch_size, self.kl_warmup = whole("batch_size", batch_size), whole("kl_warmup", kl_warmup, 0)
@@ -243,8 +245,9 @@ class Run(Options):
                 vae.to(device)
             except (RuntimeError, AssertionError) as error:
                 raise OptionError(f"device: got {device!r}, expected one that torch has here: {error}") from error
-        if not hasattr(vae, "guide") or not hasattr(vae, "batch"):
+        if not hasattr(vae, "guide"):
             raise OptionError(f"vae: got a {type(vae).__name__}, expected a model with its guide, and data after it")
+        expect_model(vae)
         self.encoded = vae.batch(data, minimum_rows=2) if encoded is None else encoded
         self.history, self.start = History(), 0.0
 

@@ -40,23 +40,24 @@ def small(**options: Any) -> pv.VAE:
 
 
 def agree(make: Any, x: Any = X, tolerance: float = 1e-9, double: bool = True, **options: Any) -> None:
-    """Fits with and without a graph have one history and end at the same weights.
+    """Fits without a graph, with what was written down, and with one of whole steps have one history and the same weights.
 
     Three whole batches and a short one, twice; by SGD, so that weights differ as gradients do, and these are in float64.
     """
     options = {"optimizer": "sgd", **FIT, **options}
     fitted = []
-    for choice in (False, True):
+    for choice in (False, "traced", True):
         vae = make().double() if double else make()
         history = pv.fit(vae, x, compiled=choice, **options)
-        assert (history.compile_seconds is not None) == choice
+        assert (history.compile_seconds is not None) == bool(choice)
         fitted.append((vae, history))
-    (vae, history), (other, graph) = fitted
-    for name in ("bound", "reconstruction", "kl", "objective", "grad_norm", "valid_bound", "kl_weight", "lr"):
-        assert np.allclose(history[name], graph[name], rtol=tolerance, equal_nan=True), name
-    assert vae.steps == other.steps
-    for (name, p), q in zip(vae.named_parameters(), other.parameters()):
-        assert torch.allclose(p, q, rtol=tolerance, atol=tolerance), name
+    vae, history = fitted[0]
+    for other, graph in fitted[1:]:
+        for name in ("bound", "reconstruction", "kl", "objective", "grad_norm", "valid_bound", "kl_weight", "lr"):
+            assert np.allclose(history[name], graph[name], rtol=tolerance, equal_nan=True), name
+        assert vae.steps == other.steps
+        for (name, p), q in zip(vae.named_parameters(), other.parameters()):
+            assert torch.allclose(p, q, rtol=tolerance, atol=tolerance), name
 
 
 OBJECTIVES: dict[str, tuple[Any, int]] = {
@@ -138,6 +139,28 @@ def test_what_is_compiled(objective: Any, particles: int, x: Any, options: dict[
 
     agree(make, x, objective=objective, particles=particles)
     agree(make, x, 1e-5, double=False, objective=objective, particles=particles)
+
+
+class Twins(nn.Module):
+    """A decoder with two parameters of one gradient, and one that has no part in the density."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.idle = nn.Linear(3, 4), nn.Parameter(torch.zeros(()))
+        self.one, self.other = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.ones(4))
+
+    def forward(self, z: torch.Tensor) -> Any:
+        return dist.Normal(self.net(z) + self.one + self.other + 0 * self.idle, 1.0).to_event(1)
+
+
+def test_parameters_of_one_gradient(traced: list[int]) -> None:
+    """Clipping multiplies gradients in place: each has to be a tensor of its own."""
+
+    def make() -> pv.VAE:
+        torch.manual_seed(0)
+        return decoded_by(Twins())
+
+    agree(make, max_grad_norm=0.1)
 
 
 @pytest.mark.parametrize("name", UPDATES)
@@ -345,7 +368,7 @@ def test_fits_without_a_graph(
         found = [pv.fit(make(), x, objective=objective, compiled=choice, **FIT) for choice in ("auto", False)]
     assert [history.compile_seconds for history in found] == [None, None]
     assert np.allclose(*(history["objective"] for history in found), rtol=1e-3 if name == "a counter" else 0, atol=0)
-    assert "steps not compiled" in caplog.text
+    assert "no CompiledStep" in caplog.text
 
 
 def test_auto_is_for_long_fits(traced: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,8 +377,27 @@ def test_auto_is_for_long_fits(traced: list[int], monkeypatch: pytest.MonkeyPatc
     assert pv.fit(small(), X, compiled="auto", **FIT).compile_seconds is not None
     assert pv.fit(small(), X, **FIT).compile_seconds is not None
     assert pv.fit(small(), X, compiled=False, **FIT).compile_seconds is None
-    with pytest.raises(pv.OptionError, match="compiled: got 'always', expected True, False or 'auto'"):
+    with pytest.raises(pv.OptionError, match="compiled: got 'always', expected True, False, 'traced' or 'auto'"):
         pv.fit(small(), X, compiled="always", **FIT)
+
+
+def test_auto_is_traced_before_it_is_compiled(
+    traced: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From fewer steps on, and where there is no compiler."""
+    monkeypatch.setattr(compiled, "TRACING_PAYS", 8)
+    caplog.set_level(logging.INFO)
+    assert pv.fit(small(), X, **FIT).compile_seconds is not None
+    assert not traced and "TracedStep made" in caplog.text
+
+    def missing(graph: Any, inputs: list[torch.Tensor], **options: Any) -> Any:
+        raise RuntimeError("no working C++ compiler")
+
+    monkeypatch.setattr(compiled, "PAYS", 8)
+    monkeypatch.setattr(graphs, "_by_inductor", missing)
+    caplog.clear()
+    assert pv.fit(small(), X, **FIT).compile_seconds is not None
+    assert "no CompiledStep: RuntimeError: no working C++ compiler" in caplog.text and "TracedStep made" in caplog.text
 
 
 @pytest.mark.parametrize("place", [0, 3, 4])
