@@ -1,7 +1,7 @@
 """Scores of rows, read off one set of draws. Higher is more normal, everywhere."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -212,28 +212,35 @@ def score(
                 f"draws: got draws without log_q with scoring={scoring!r}, expected draws of known density"
             )
         _check_draws(vae, batch_of(vae, data), draws)
-        found = [_joined([read(draws)])]
+        values, errors, *features = (part.numpy(force=True) for part in read(draws))
     else:
         num_draws = 1 if certain else whole("num_draws", num_draws)
         figures = reader(vae, pieces.first, pieces.rows, num_draws, seed, read, observe, compiled)
-        found = []
-        for batch in pieces:
-            values, errors, *features = _joined(figures(batch))
-            found.append([values, errors, *(_in_own_units(vae, how, batch, part) for part in features)])
-    values, errors, *features = (np.concatenate(parts) for parts in zip(*found))
+        values, errors, *features = _in_order(pieces, lambda batch: _in_own_units(vae, how, batch, figures(batch)))
     return Scores(values, np.zeros_like(values) if certain else errors, scoring, *features)
 
 
-def _joined(blocks: list[tuple[Tensor, ...]]) -> list[np.ndarray]:
-    return [np.concatenate([part.numpy(force=True) for part in parts]) for parts in zip(*blocks)]
+def _in_order(pieces: Pieces, figures: Callable[[Batch], Iterable[list[np.ndarray]]]) -> list[np.ndarray]:
+    """Figures of all rows, each in an array that is filled piece by piece."""
+    found, start = list[np.ndarray](), 0
+    for batch in pieces:
+        for block in figures(batch):
+            found = found or [np.empty((pieces.rows, *part.shape[1:]), part.dtype) for part in block]
+            for whole_of, part in zip(found, block):
+                whole_of[start : start + len(part)] = part
+            start += len(block[0])
+    return found
 
 
-def _in_own_units(vae: Any, how: Score, batch: Batch, features: np.ndarray) -> np.ndarray:
-    """Each feature's part (n, d), of its cells that were observed."""
-    if not how.density or vae.schema is None:
-        return features
-    jacobian = np.array(vae.schema.log_jacobians)
-    return features + (jacobian if batch.mask is None else np.where(batch.mask.numpy(force=True), jacobian, 0.0))
+def _in_own_units(vae: Any, how: Score, batch: Batch, blocks: list[tuple[Tensor, ...]]) -> Iterator[list[np.ndarray]]:
+    """Values, errors and each feature's part (h, d), block by block, of the data in its own units."""
+    jacobian = np.array(vae.schema.log_jacobians) if how.density and vae.schema is not None else 0.0
+    start = 0
+    for values, errors, *features in ([part.numpy(force=True) for part in block] for block in blocks):
+        rows = slice(start, start + len(values))
+        of_cells = jacobian if batch.mask is None else np.where(batch.mask[rows].numpy(force=True), jacobian, 0.0)
+        yield [values, errors, *(part + of_cells for part in features)]
+        start += len(values)
 
 
 def _without_error(vae: Any) -> str | None:

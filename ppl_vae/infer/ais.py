@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae.infer.hmc import State, Terms, evaluate, key_of, transition
+from ppl_vae.infer.hmc import Graphed, State, Terms, evaluate, key_of, transition
 
 PILOTS, ACCEPT, SMOOTH = 16, 0.7, 5
 """Chains of the first run; the acceptance it tunes to; temperatures over which its standard deviations are averaged."""
@@ -42,6 +42,7 @@ def tuned(terms: Terms, start: Tensor, keys: Tensor, steps: int, leapfrogs: int)
         keys: (n,) of this run's noise.
     """
     few, n = max(steps // 4, 10), start.shape[1]
+    terms = Graphed(terms, start, few * leapfrogs)
     beta = torch.linspace(0, 1, few + 1, dtype=torch.float64) ** 4
     state, log_step = evaluate(terms, start), torch.full((n,), math.log(0.3), dtype=torch.float64)
     spreads, sizes, scales = [state.log_lik.std(0)], [], []
@@ -74,6 +75,7 @@ def tuned(terms: Terms, start: Tensor, keys: Tensor, steps: int, leapfrogs: int)
 
 def forward(terms: Terms, start: Tensor, keys: Tensor, path: Path) -> Tensor:
     """Log weights (S, n) of chains that start at draws u (S, n, k) from the prior: the mean weight estimates p(x)."""
+    terms = Graphed(terms, start, len(path.step) * path.leapfrogs)
     state = evaluate(terms, start)
     log_weight = torch.zeros_like(state.log_lik)
     for t in range(len(path.step)):
@@ -87,6 +89,7 @@ def backward(terms: Terms, start: Tensor, keys: Tensor, path: Path) -> Tensor:
 
     Bidirectional Monte Carlo (Grosse et al. 2016): each transition is its own reverse, so they run in the opposite order.
     """
+    terms = Graphed(terms, start, len(path.step) * path.leapfrogs)
     state = evaluate(terms, start)
     log_weight = torch.zeros_like(state.log_lik)
     for t in reversed(range(len(path.step))):

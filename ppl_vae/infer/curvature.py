@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae.infer.hmc import Terms, evaluate
+from ppl_vae.infer.hmc import Graphed, Terms, evaluate
 from ppl_vae.infer.optim import cosine
 
 FLAT = 1e-6
@@ -22,6 +22,7 @@ class Mode(NamedTuple):
 def mode(terms: Terms, start: Tensor, steps: int, lr: float, newton: int = 10) -> Mode:
     """Climb log p(x, u) from `start` (n, k) by Adam, row by row, and finish with Newton steps where they climb."""
     u = start[None].clone()
+    terms = Graphed(terms, u, steps)
     adam = torch.optim.Adam([u], lr=lr)
     for step in range(steps):
         adam.param_groups[0]["lr"] = lr * cosine(step / steps)

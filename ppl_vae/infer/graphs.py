@@ -1,5 +1,7 @@
 """Functions of tensors as graphs: written down by `torch.fx`, run in a loop of their own, compiled by TorchInductor."""
 
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import getitem
@@ -9,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from ppl_vae.errors import ProgramError
+from ppl_vae.errors import ProgramError, first_line
 from ppl_vae.infer.quantile import normal_quantile, short_normal_quantile
+
+log = logging.getLogger(__name__)
 
 Flat = Callable[..., Any]
 
@@ -140,54 +144,61 @@ NOTHING = {aten.expand.default, aten.view.default, aten._unsafe_view.default, at
 
 
 class Watched(Interpreter):
-    """Runs a graph, and keeps what each of its nodes gave."""
+    """Runs a graph, and keeps of each node's tensor what it looks like, and the values of constants.
+
+    Attributes:
+        looks: shape, strides and type.
+        constants: values that do not depend on those of the inputs.
+    """
 
     def __init__(self, graph: GraphModule) -> None:
-        super().__init__(graph, garbage_collect_values=False)
+        super().__init__(graph)
+        self.looks: dict[Any, Any] = {}
+        self.constants: dict[Any, Tensor] = {}
 
-    def run_node(self, node: Any) -> Any:
-        node.meta["found"] = super().run_node(node)
-        return node.meta["found"]
+    def run_node(self, n: Any) -> Any:
+        found = super().run_node(n)
+        if isinstance(found, Tensor):
+            self.looks[n] = found.shape, found.stride(), found.dtype
+            if n.op == "call_function" and (n.target in SHAPES or self.constants.keys() >= set(n.all_input_nodes)):
+                self.constants[n] = found
+        return found
 
 
 def lean(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     """A graph with fewer operations, to be run one by one: no constants made anew, nothing twice, none that do nothing."""
     if any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.graph.nodes):
         return graph
+    watched, seen = Watched(graph), dict[Any, Any]()
     with torch.no_grad():
-        Watched(graph).run(*inputs)
-    known, seen = set[Any](), dict[Any, Any]()
+        watched.run(*inputs)
     for node in graph.graph.nodes:
         if node.op != "call_function" or any(
             user.op == "output" for user in node.users
         ):  # those are to be the caller's
             continue
-        found, before, key = node.meta["found"], node.all_input_nodes, (node.target, str(node.args), str(node.kwargs))
-        first = before[0] if before else None
-        if key in seen or (first is not None and _does_nothing(node, found, first.meta["found"])):
-            node.replace_all_uses_with(seen.get(key, first))
-        elif isinstance(found, Tensor) and (node.target in SHAPES or known.issuperset(before)):
-            graph.register_buffer(f"known{len(known)}", found)
+        key = (node.target, str(node.args), str(node.kwargs))
+        if node in watched.constants:
+            name = f"constant{len(list(graph.buffers()))}"
+            graph.register_buffer(name, watched.constants[node])
             with graph.graph.inserting_before(node):
-                constant = graph.graph.get_attr(f"known{len(known)}")
-            constant.meta["found"] = found
-            known.add(constant)
-            node.replace_all_uses_with(constant)
+                node.replace_all_uses_with(graph.graph.get_attr(name))
+        elif key in seen:
+            node.replace_all_uses_with(seen[key])
+        elif _does_nothing(node, watched.looks):
+            node.replace_all_uses_with(node.args[0])
         else:
             seen[key] = node
     graph.graph.eliminate_dead_code()
-    for node in graph.graph.nodes:
-        node.meta.pop("found", None)
     graph.recompile()
     return graph
 
 
-def _does_nothing(node: Any, found: Any, before: Any) -> bool:
-    if not isinstance(before, Tensor) or not isinstance(found, Tensor):
+def _does_nothing(node: Any, looks: dict[Any, Any]) -> bool:
+    if not node.args or not isinstance(node.args[0], Node) or looks.get(node) != looks.get(node.args[0], 0):
         return False
-    same = found.shape == before.shape and found.dtype == before.dtype and found.stride() == before.stride()
     by_one = node.target in ONES and not isinstance(node.args[1], Node) and node.args[1] == 1
-    return same and (by_one or node.target in NOTHING)
+    return by_one or node.target in NOTHING
 
 
 # ---- steps one after another
@@ -283,9 +294,14 @@ def _by_inductor(graph: GraphModule, inputs: list[Any], **options: Any) -> Any:
     on_cpu = all(value.device.type == "cpu" for value in inputs)
     mode = FakeTensorMode(shape_env=ShapeEnv(), static_shapes=True)  # a loop wants shapes to be symbols, in principle
     with tracing(TracingContext(mode)):
-        return inductor(
-            graph, inputs, options={"cpp_wrapper": on_cpu, "cpp.use_decompose_tanh": True, **options}
-        )  # what calls the kernels in C++ too
+        return inductor(graph, inputs, options={"cpp_wrapper": on_cpu, **BY_INDUCTOR, **options})
+
+
+BY_INDUCTOR = {
+    "cpp.use_decompose_tanh": True,
+    "cpp.vec_isa_ok": True,  # what the processor says it has, without a trial of the compiler for each
+    "cpp_wrapper_build_separate": True,  # the calls of kernels, in C++ too, with less optimisation: one seventh of the time
+}
 
 
 def exactly(call: Flat, inputs: Sequence[Tensor]) -> Flat:
@@ -310,3 +326,42 @@ def _beforehand(call: Flat, graph: GraphModule, inputs: Sequence[Tensor], same: 
         return call
     run = compiled(graph, inputs, cpp_wrapper=False, **options)
     return run if all(map(same, run(*inputs), call(*inputs))) else call
+
+
+# ---- functions that are called again and again
+
+TRACING_PAYS, PAYS = 300, 20_000
+"""Calls from which on a graph, and its compilation, are won back by calls that are a millisecond shorter each time."""
+AGREES = 1e-4
+"""How far values of a graph may be from those of its function, relatively: a check of the graph, not of its rounding."""
+
+
+def repeated(call: Flat, inputs: Sequence[Tensor], calls: int) -> Flat:
+    """A function that will be called so many times on tensors of these shapes: by a graph where that pays and can be.
+
+    Args:
+        call: of tensors that it does not change to a tuple of tensors; what else it reads stays as it is, in value or in
+            place in memory.
+        inputs: of it.
+    """
+    on_cpu = all(value.device.type == "cpu" for value in inputs)
+    for compiles in [True, False] if calls >= PAYS and on_cpu else [False] if calls >= TRACING_PAYS else []:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch, about itself
+                others = [value / 2 if value.is_floating_point() else value for value in inputs]
+                graph, constants = traced(call, inputs, others)
+                run = (compiled if compiles else lean)(graph, [*inputs, *constants])
+                for one, other in zip(run(*others, *constants), call(*others)):
+                    if not torch.allclose(one, other, rtol=AGREES, atol=AGREES, equal_nan=True):
+                        raise Untraceable("the graph gives other values than the function")
+        except Exception as error:  # of torch, its compiler, or a function that is no list of tensor operations
+            log.info("no graph: %s: %s", type(error).__name__, first_line(error))
+        else:
+            return partial(_with, run, constants)
+    return call
+
+
+def _with(run: Flat, constants: list[Tensor], *inputs: Tensor) -> Any:
+    with torch.no_grad():
+        return run(*inputs, *constants)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae.infer import graphs
 from ppl_vae.infer.noise import GAMMA, mix, uniforms
 
 Terms = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -47,6 +48,8 @@ class Moved(NamedTuple):
 
 def evaluate(terms: Terms, u: Tensor) -> State:
     """Densities and gradients at u. Those of a chain do not depend on others, so the gradient of the sum is all of them."""
+    if isinstance(terms, Graphed):
+        return terms.state(u)
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         log_prior, log_lik = terms(u)
@@ -55,6 +58,27 @@ def evaluate(terms: Terms, u: Tensor) -> State:
             for t in (log_prior, log_lik)
         )
     return State(u.detach(), log_prior.detach(), log_lik.detach(), grad_prior, grad_lik)
+
+
+class Graphed:
+    """Terms that are evaluated at many u of one shape, by a graph where that pays.
+
+    Args:
+        terms: log prior and log likelihood.
+        u: (C, n, k), any.
+        calls: how often they will be evaluated, about.
+    """
+
+    def __init__(self, terms: Terms, u: Tensor, calls: int) -> None:
+        self.terms = terms
+        self.rest = graphs.repeated(lambda u: tuple(evaluate(terms, u))[1:], [u.detach()], calls)
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        return self.terms(u)
+
+    def state(self, u: Tensor) -> State:
+        """As `evaluate`."""
+        return State(u.detach(), *self.rest(u.detach()))
 
 
 def transition(
@@ -163,6 +187,7 @@ def sample(
         leapfrogs: of each trajectory.
         first_step: step size to begin with.
     """
+    terms = Graphed(terms, start, (warmup + num_samples) * leapfrogs)
     state, steps = evaluate(terms, start), StepSize(torch.full_like(scale[:, 0], first_step, dtype=torch.float64))
     met: list[Tensor] = []
     for number in range(warmup):

@@ -132,7 +132,8 @@ def _own_family(make: Callable[..., Any], steps: int, lr: float) -> Callable[...
             def terms(step: int) -> hmc.Terms:  # what all rows share is drawn anew each step
                 return (joint(particles, step) if one.shared else one).terms
 
-            q = refined(make(*start(joint(STARTS)), keys), terms, mix(keys + 1), steps, particles, lr)
+            family, fixed = make(*start(joint(STARTS)), keys), not one.shared
+            q = refined(family, terms, mix(keys + 1), steps, particles, lr, fixed)
             return _weighed(joint, *q(normals(mix(keys + 2), num_draws, q.parameters[0], 0)))
 
         return _by_block(vae, batch, particles, seed, draw)

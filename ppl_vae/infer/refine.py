@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae.infer import graphs
 from ppl_vae.infer.hmc import Terms, key_of
 from ppl_vae.infer.noise import uniforms
 from ppl_vae.infer.optim import cosine
@@ -76,7 +77,13 @@ class RowFlow:
 
 
 def refined(
-    family: Family, terms: Callable[[int], Terms], keys: Tensor, steps: int, particles: int, lr: float
+    family: Family,
+    terms: Callable[[int], Terms],
+    keys: Tensor,
+    steps: int,
+    particles: int,
+    lr: float,
+    fixed: bool = False,
 ) -> Family:
     """Raise each row's E_q[log p(x, u) - log q(u)] by Adam on its own parameters; the step size falls along a cosine.
 
@@ -84,21 +91,30 @@ def refined(
         family: q, moved in place.
         terms: the number of a step to log prior and log likelihood of u at `particles` draws.
         keys: (n,) of the noise.
+        fixed: whether the terms are those of the first step throughout.
     """
-    with torch.enable_grad():
-        for parameter in family.parameters:
-            parameter.requires_grad_()
-        adam = torch.optim.Adam(family.parameters, lr=lr, betas=(0.9, 0.99))
-        for step in range(steps):
-            adam.param_groups[0]["lr"] = lr * cosine(step / steps)
-            u, log_q = family(normals(keys, particles, family.parameters[0], step))
+
+    def downhill(noise: Tensor, step: int = 0) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            u, log_q = family(noise)
             log_prior, log_lik = terms(step)(u)
             bound = (log_prior + log_lik - log_q).mean(0)
-            adam.zero_grad()
-            torch.where(bound.isfinite(), bound, 0.0).sum().neg().backward(inputs=family.parameters)
-            adam.step()
+            loss = torch.where(bound.isfinite(), bound, 0.0).sum().neg()
+            return torch.autograd.grad(loss, family.parameters, allow_unused=True, materialize_grads=True)
+
+    for parameter in family.parameters:
+        parameter.requires_grad_()
+    by_graph = graphs.repeated(downhill, [normals(keys, particles, family.parameters[0], 0)], steps if fixed else 0)
+    adam = torch.optim.Adam(family.parameters, lr=lr, betas=(0.9, 0.99))
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = lr * cosine(step / steps)
+        noise = normals(keys, particles, family.parameters[0].detach(), step)
+        for parameter, gradient in zip(family.parameters, by_graph(noise) if fixed else downhill(noise, step)):
+            parameter.grad = gradient
+        adam.step()
     for parameter in family.parameters:
         parameter.requires_grad_(False)
+        parameter.grad = None
     return family
 
 

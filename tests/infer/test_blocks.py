@@ -183,19 +183,19 @@ def test_graphs_are_kept_while_the_model_is_what_it_was(monkeypatch: pytest.Monk
 
     vae = pv.VAE(model("normal")[0].encoder, Scaled(), model("normal")[0].prior)
 
-    def changed() -> bool:
+    def changed(vae: pv.VAE) -> bool:
         before = len(made)
         equal(*(pv.score(vae, X.astype("float32"), num_draws=3, compiled=choice) for choice in ("traced", False)), 1e-5)
         return len(made) > before
 
-    assert changed() and not changed()
+    assert changed(vae) and not changed(vae)
     with torch.no_grad():
         next(vae.parameters()).add_(0.1)
-    assert changed() and not changed()
+    assert changed(vae) and not changed(vae)
     vae.decoder.scale = 1.0 + 1e-5
-    assert changed() and not changed()
+    assert changed(vae) and not changed(vae)
     vae.double()
-    assert changed() and not changed()
+    assert changed(vae) and not changed(vae)
     kept = len(blocks._kept)
     del vae
     gc.collect()
