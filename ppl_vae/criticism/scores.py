@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import OptionError, choose, number, whole
+from ppl_vae.errors import DataError, OptionError, choose, number, whole
 from ppl_vae.infer.blocks import reader
 from ppl_vae.infer.draws import Draws, Pieces, batch_of, facts, in_mode, log_prob_per_feature, minus_squared_error
 from ppl_vae.infer.given import check_rows, sites_of
@@ -224,7 +224,12 @@ def _in_order(pieces: Pieces, figures: Callable[[Batch], Iterable[list[np.ndarra
     """Figures of all rows, each in an array that is filled piece by piece."""
     found, start = list[np.ndarray](), 0
     for batch in pieces:
-        for block in figures(batch):
+        try:
+            blocks = figures(batch)
+        except DataError:
+            pieces.refuse_all()
+            raise
+        for block in blocks:
             found = found or [np.empty((pieces.rows, *part.shape[1:]), part.dtype) for part in block]
             for whole_of, part in zip(found, block):
                 whole_of[start : start + len(part)] = part
@@ -234,12 +239,12 @@ def _in_order(pieces: Pieces, figures: Callable[[Batch], Iterable[list[np.ndarra
 
 def _in_own_units(vae: Any, how: Score, batch: Batch, blocks: list[tuple[Tensor, ...]]) -> Iterator[list[np.ndarray]]:
     """Values, errors and each feature's part (h, d), block by block, of the data in its own units."""
-    jacobian = np.array(vae.schema.log_jacobians) if how.density and vae.schema is not None else 0.0
+    jacobian = np.array(vae.schema.log_jacobians) if how.density and vae.schema is not None else np.zeros(1)
     start = 0
     for values, errors, *features in ([part.numpy(force=True) for part in block] for block in blocks):
         rows = slice(start, start + len(values))
-        of_cells = jacobian if batch.mask is None else np.where(batch.mask[rows].numpy(force=True), jacobian, 0.0)
-        yield [values, errors, *(part + of_cells for part in features)]
+        observed = True if batch.mask is None or not features else batch.mask[rows].numpy(force=True)
+        yield [values, errors, *(part + np.where(observed, jacobian, 0.0) for part in features)]
         start += len(values)
 
 

@@ -92,7 +92,7 @@ def read(data: Any) -> Table:
 
 
 def in_parts(data: Any, cells: int) -> list[Any]:
-    """Data in parts of whole rows with at most so many cells each; arrays and tensors without a copy.
+    """Data as read, in parts of whole rows with at most so many cells each; arrays and tensors without a copy.
 
     Example:
         >>> [part.shape for part in in_parts(np.zeros((5, 3)), 6)]
@@ -104,7 +104,7 @@ def in_parts(data: Any, cells: int) -> list[Any]:
     values: Any = table.values if isinstance(table, Table) else table
     height = max(1, cells // max(1, int(np.prod(values.shape[1:]))))
     if values.ndim < 2 or len(values) <= height:
-        return [data]
+        return [table]
     places = [slice(start, start + height) for start in range(0, len(values), height)]
     return [table._replace(values=values[rows]) if isinstance(table, Table) else table[rows] for rows in places]
 

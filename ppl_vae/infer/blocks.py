@@ -36,7 +36,7 @@ Figures = tuple[Tensor, ...]
 Read = Callable[[Draws], Figures]
 
 TRACING_PAYS, PAYS = 500, 10_000
-"""Blocks from which on a graph, some half a second, and its compilation, some 15, are won back."""
+"""Blocks from which on a graph, some half a second, and its compilation, some 10, are won back."""
 MOST = 2**15
 """Draws of a block, at most."""
 AGREES = 1e-4
@@ -68,13 +68,20 @@ def reader(
     """
     if compiled not in (True, False, "traced", "auto"):
         raise OptionError(f"compiled: got {compiled!r}, expected True, False, 'traced' or 'auto'")
-    kept = _kept.setdefault(vae, {})
-    for of_compiler in kinds(compiled, rows / block_rows(batch, min(num_draws, AT_ONCE)), batch.x.device):
+    work, on_cpu = rows / block_rows(batch, min(num_draws, AT_ONCE)), batch.x.device.type == "cpu"
+    tried = graphs.worth(compiled, work, TRACING_PAYS, PAYS, on_cpu)
+    if tried and not hasattr(vae, "row_blocks"):
+        with _room(vae):
+            check(vae, batch)
+    for of_compiler in tried:
         columns = tuple(column is not None and (column.shape[1:], column.dtype, column.device) for column in batch)
         key = (num_draws, read, observe, of_compiler, columns, torch.get_num_threads())
         try:
+            kept = _kept.setdefault(vae, {})
             if key not in kept or not kept[key].still(vae):
                 kept[key] = BlockGraph(vae, batch, num_draws, read, observe, of_compiler)
+            while len(kept) > KEPT:
+                kept.pop(next(iter(kept)))
             return partial(kept[key], vae, seed)
         except Exception as error:  # of torch, its compiler, or programs that are no list of tensor operations
             reason = f"{type(error).__name__}: {first_line(error)}"
@@ -85,14 +92,8 @@ def reader(
 
 
 _kept: WeakKeyDictionary[Any, dict[Any, "BlockGraph"]] = WeakKeyDictionary()
-
-
-def kinds(choice: bool | str, blocks: float, device: torch.device) -> list[bool]:
-    """Whether to compile the graph, or else run it as it is: what to try, the best first; none: no graph."""
-    if choice == "auto":
-        pays = blocks >= TRACING_PAYS and device.type == "cpu"
-        return [True, False] if pays and blocks >= PAYS else [False] if pays else []
-    return [choice is True] if choice else []
+KEPT = 4
+"""Graphs that are kept of a model, for rows to come."""
 
 
 class BlockGraph:
@@ -118,31 +119,45 @@ class BlockGraph:
         self.jacobian, self.height = jacobians(vae, batch), block_rows(batch, num_draws)
         if self.height * num_draws > MOST:
             raise Untraceable(f"{num_draws} draws of each row are too many for one graph")
-        self.block = batch.rows(self._where(0, len(batch.x), batch.x.device))
-        self.keys = row_keys(self.block, 0)
+        n, device = len(batch.x), batch.x.device
+        first, last = (
+            self._where(0, n, device),
+            torch.arange(n - 1, n - 1 - self.height, -1, device=device).clamp(min=0),
+        )
+        self.trials = [_own(batch.rows(rows)) for rows in (first, last)]
+        self.keys = [row_keys(block, 0) for block in self.trials]
         self.requests: list[Request] = []
         with _room(vae):
-            check(vae, batch)
-            self.tensors, self.expected = _tensors(vae), self._by_programs(vae, self._asked, self.block)
+            self.tensors = _tensors(vae)
+            self._by_programs(vae, self._asked, self.trials[0])
             if any(not request.local for request in self.requests):
                 raise Untraceable("sites that all rows share")
-            self.present = torch.ones_like(self.keys, dtype=torch.bool)[None]
-            self.noise = ByStep(self.requests, self.keys.device)
+            self.expected = self._expected(vae)
+            self.present = torch.ones_like(self.keys[0], dtype=torch.bool)[None]
+            self.noise = ByStep(self.requests, device)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch, about itself
                 self._make(vae, compiled)
-            found = self._figures(self.block, self.keys)
+            found = [figure for trial in zip(self.trials, self.keys) for figure in self._figures(*trial)]
         for one, other in zip(found, self.expected):
             if not torch.allclose(one, other, rtol=AGREES, atol=AGREES, equal_nan=True):
                 raise Untraceable("the graph of a block gives other figures than the programs")
 
     def still(self, vae: Any) -> bool:
         """Whether the model is what it was: the same values of the same tensors, and programs that do the same."""
-        if _tensors(vae) != self.tensors:
+        if _tensors(vae) != self.tensors or jacobians(vae, self.trials[0]) != self.jacobian:
             return False
         with _room(vae):
-            now = self._by_programs(vae, lambda request: requested(request, self.keys), self.block)
-        return all(map(torch.equal, now, self.expected))
+            now = self._expected(vae)
+        return all(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True) for a, b in zip(now, self.expected))
+
+    def _expected(self, vae: Any) -> list[Tensor]:
+        """Figures of two trial blocks by the programs."""
+        return [
+            figure
+            for block, keys in zip(self.trials, self.keys)
+            for figure in self._by_programs(vae, partial(requested, keys=keys), block)
+        ]
 
     def __call__(self, vae: Any, seed: int, batch: Batch) -> list[Figures]:
         with _room(vae):
@@ -156,7 +171,7 @@ class BlockGraph:
 
     def _asked(self, request: Request) -> Tensor:
         self.requests.append(request)
-        return requested(request, self.keys)
+        return requested(request, self.keys[0])
 
     def _where(self, start: int, n: int, device: torch.device) -> Any:
         """Rows of a block; the last one is filled up."""
@@ -165,13 +180,13 @@ class BlockGraph:
         return torch.arange(start, start + self.height, device=device).clamp(max=n - 1)
 
     def _by_programs(self, vae: Any, supply: Callable[[Request], Tensor], block: Batch) -> Figures:
-        with Keyed(self.keys, supply=supply):
+        with Keyed(self.keys[0], supply=supply):
             return self.read(drawn(vae, block, self.num_draws, self.jacobian, self.observe))
 
     def _flat(self, block: Batch, keys: Tensor) -> list[Tensor]:
         """What the graph takes in: columns and noise."""
         noise = self.prepare(*self.draw(keys[None], self.present, *self.noise.counted))
-        return [*(column for column in block if column is not None), *(v[0] for v in noise)]
+        return [*(column.contiguous() for column in block if column is not None), *(v[0] for v in noise)]
 
     def _figures(self, block: Batch, keys: Tensor) -> Figures:
         return self.run(*self._flat(block, keys), *self.constants)
@@ -179,7 +194,7 @@ class BlockGraph:
     def _make(self, vae: Any, compiled: bool) -> None:
         self.draw: Flat = self.noise
         self.prepare: Flat = lambda *noise: noise
-        block, keys = self.block, self.keys
+        (block, other), (keys, _) = self.trials, self.keys
         width = sum(column is not None for column in block)
 
         def call(*flat: Tensor) -> Figures:
@@ -188,7 +203,7 @@ class BlockGraph:
             return self._by_programs(vae, lambda request: next(following), Batch(*columns))
 
         flat = self._flat(block, keys)
-        others = self._flat(block.rows(torch.arange(self.height - 1, -1, -1, device=keys.device)), keys + 1)
+        others = self._flat(other, keys + 1)
         graph, self.constants = graphs.traced(call, flat, others)
         before, rest = graphs.parted(graph, [*flat, *self.constants], range(width, len(flat)))
         if before is not None:
@@ -209,4 +224,11 @@ def _room(vae: Any) -> Iterator[None]:
 
 def _tensors(vae: Any) -> list[tuple[int, int]]:
     """Which tensors a model is made of, and how often they were changed."""
-    return [(tensor.data_ptr(), tensor._version) for tensor in (*vae.parameters(), *vae.buffers())]
+    plain = (value for module in vae.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    return [(tensor.data_ptr(), tensor._version) for tensor in (*vae.parameters(), *vae.buffers(), *plain)]
+
+
+def _own(block: Batch) -> Batch:
+    """The same in memory of its own: a view would keep all of the data."""
+    columns: list[Any] = [None if column is None else column.clone() for column in block]
+    return Batch(*columns)

@@ -145,39 +145,29 @@ class CompiledStep(TracedStep):
         return found
 
 
-def kinds(choice: bool | str, planned: int, device: torch.device) -> list[type[TracedStep]]:
-    """What steps of a fit to make a graph of: those to try, the best first; none: run the programs in each step.
-
-    Args:
-        choice: True, "traced", False, or "auto": what so many planned steps pay for.
-    """
-    if choice == "auto":
-        compiles = planned >= PAYS and device.type == "cpu"
-        return [CompiledStep, TracedStep] if compiles else [TracedStep] if planned >= TRACING_PAYS else []
-    return [CompiledStep] if choice is True else [TracedStep] if choice else []
-
-
-def with_graph(tried: list[type[TracedStep]], eager: Any, size: int, insist: bool) -> tuple[Any, float | None]:
+def with_graph(choice: bool | str, planned: int, eager: Any, size: int) -> tuple[Any, float | None]:
     """The steps of a fit by a graph, and the seconds that it took; as they are, and None, where there can be none.
 
     Args:
-        tried: kinds of steps, the best first.
+        choice: True, "traced", False, or "auto": what so many planned steps pay for.
         eager: the steps without a graph.
         size: rows of a batch.
-        insist: on a graph.
 
-    Raises: OptionError, if it insists, with the reason.
+    Raises: OptionError, if it insists on a graph, with the reason.
     """
-    start = time.perf_counter()
-    for kind in tried:
+    start, on_cpu = time.perf_counter(), eager.rows.data.x.device.type == "cpu"
+    for compiles in graphs.worth(choice, planned, TRACING_PAYS, PAYS, on_cpu):
+        kind = CompiledStep if compiles else TracedStep
         try:
             with put_back(eager):
                 steps = kind(eager, size)
                 steps.make()
         except Exception as error:  # of torch, its compiler, or programs that are no list of tensor operations
             reason = f"{type(error).__name__}: {first_line(error)}"
-            if insist:
-                raise OptionError(f"compiled: got True, but no graph could be made of a step: {reason}") from error
+            if choice != "auto":
+                raise OptionError(
+                    f"compiled: got {choice!r}, but no graph could be made of a step: {reason}"
+                ) from error
             level = logging.INFO if isinstance(error, PplVaeError) else logging.WARNING
             log.log(level, "no %s: %s", kind.__name__, reason)
         else:

@@ -125,7 +125,7 @@ CELLS = 2**20
 
 
 class Pieces:
-    """Encoded rows, some at a time, so that memory holds no more of them than these.
+    """Encoded rows, some at a time. A frame or file is read whole, and encoded piece by piece.
 
     Attributes:
         first: of the pieces.
@@ -136,7 +136,9 @@ class Pieces:
 
     def __init__(self, vae: Any, data: Any) -> None:
         expect_model(vae)
-        self.vae, self.data, self.parts = vae, data, in_parts(data, CELLS)
+        self.vae, self.data = vae, data
+        ours = getattr(getattr(type(vae), "batch", None), "__module__", "").startswith("ppl_vae.")
+        self.parts = in_parts(data, CELLS) if ours else [data]  # a model's own encoding may want all of the data
         self.first = self._encoded(self.parts[0])
         sizes = [len(part.values if isinstance(part, Table) else part) for part in self.parts[1:]]
         self.rows = len(self.first.x) + sum(sizes)
@@ -146,11 +148,19 @@ class Pieces:
         for part in self.parts[1:]:
             yield self._encoded(part)
 
+    def refuse_all(self) -> None:
+        """Look for what is wrong in all of the data at once, so that an error names rows by their places in these.
+
+        Raises: DataError.
+        """
+        with isolated(self.vae), torch.no_grad(), in_mode(self.vae, training=False):
+            check(self.vae, batch_of(self.vae, self.data))
+
     def _encoded(self, part: Any) -> Batch:
         try:
             return batch_of(self.vae, part)
         except DataError:
-            batch_of(self.vae, self.data)  # names rows by their place in all of the data
+            batch_of(self.vae, self.data)
             raise
 
 

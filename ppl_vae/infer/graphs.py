@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ppl_vae.errors import ProgramError, first_line
 from ppl_vae.infer.quantile import normal_quantile, short_normal_quantile
@@ -106,7 +107,7 @@ def parted(graph: GraphModule, inputs: Sequence[Tensor], places: range) -> tuple
 
     Returns: the first graph, or None if nothing can be done beforehand, and the second one.
     """
-    if any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.graph.nodes):
+    if _changes_inputs(graph):
         graph = written(torch.func.functionalize(graph, remove="mutations"), inputs)
     heads = [node for node in graph.graph.nodes if node.op == "placeholder"]
     own = {heads[j] for j in places}
@@ -133,6 +134,11 @@ def parted(graph: GraphModule, inputs: Sequence[Tensor], places: range) -> tuple
     return GraphModule(nn.Module(), before), graph
 
 
+def _changes_inputs(graph: GraphModule) -> bool:
+    """Whether any of its operations changes a tensor in place."""
+    return any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.graph.nodes)
+
+
 # ---- fewer operations
 
 aten = torch.ops.aten
@@ -147,7 +153,7 @@ class Watched(Interpreter):
     """Runs a graph, and keeps of each node's tensor what it looks like, and the values of constants.
 
     Attributes:
-        looks: shape, strides and type.
+        looks: shape, strides, type and device.
         constants: values that do not depend on those of the inputs.
     """
 
@@ -159,7 +165,7 @@ class Watched(Interpreter):
     def run_node(self, n: Any) -> Any:
         found = super().run_node(n)
         if isinstance(found, Tensor):
-            self.looks[n] = found.shape, found.stride(), found.dtype
+            self.looks[n] = found.shape, found.stride(), found.dtype, found.device
             if n.op == "call_function" and (n.target in SHAPES or self.constants.keys() >= set(n.all_input_nodes)):
                 self.constants[n] = found
         return found
@@ -167,7 +173,7 @@ class Watched(Interpreter):
 
 def lean(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     """A graph with fewer operations, to be run one by one: no constants made anew, nothing twice, none that do nothing."""
-    if any(getattr(getattr(node.target, "_schema", None), "is_mutable", False) for node in graph.graph.nodes):
+    if _changes_inputs(graph):
         return graph
     watched, seen = Watched(graph), dict[Any, Any]()
     with torch.no_grad():
@@ -179,7 +185,7 @@ def lean(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
             continue
         key = (node.target, str(node.args), str(node.kwargs))
         if node in watched.constants:
-            name = f"constant{len(list(graph.buffers()))}"
+            name = f"constant_{node.name}"
             graph.register_buffer(name, watched.constants[node])
             with graph.graph.inserting_before(node):
                 node.replace_all_uses_with(graph.graph.get_attr(name))
@@ -190,8 +196,26 @@ def lean(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
         else:
             seen[key] = node
     graph.graph.eliminate_dead_code()
-    graph.recompile()
+    _set_apart(graph, inputs)
     return graph
+
+
+def _set_apart(graph: GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Copy outputs that share memory with inputs, constants or each other: the caller may change them in place."""
+    graph.recompile()
+    with torch.no_grad():
+        values, _ = tree_flatten(graph(*inputs))
+    (output,) = (node for node in graph.graph.nodes if node.op == "output")
+    nodes, spec = tree_flatten(output.args[0])
+    taken = {value.untyped_storage().data_ptr() for value in (*inputs, *graph.buffers())}
+    for place, value in enumerate(values):
+        where = value.untyped_storage().data_ptr()
+        if where in taken:
+            with graph.graph.inserting_before(output):
+                nodes[place] = graph.graph.call_function(aten.clone.default, (nodes[place],))
+        taken.add(where)
+    output.args = (tree_unflatten(nodes, spec),)
+    graph.recompile()
 
 
 def _does_nothing(node: Any, looks: dict[Any, Any]) -> bool:
@@ -224,8 +248,8 @@ def looped(step: Flat, state: Sequence[Tensor], held: Sequence[Tensor], stacks: 
         found, well, following = step(tensors[:kept], rest[:read], of_step)
         return j + well.to(j.dtype), well.clone(), sums + found, *(v.contiguous() for v in following)
 
-    def goes_on(j: Tensor, good: Tensor, sums: Tensor, *tensors: Tensor) -> tuple[Tensor]:
-        return (torch.logical_and(j < tensors[kept], good),)
+    def goes_on(j: Tensor, good: Tensor, sums: Tensor, *tensors: Tensor) -> Tensor:
+        return torch.logical_and(j < tensors[kept], good)
 
     device = state[0].device
     j, n = torch.zeros((), dtype=torch.int64, device=device), torch.ones((), dtype=torch.int64, device=device)
@@ -235,7 +259,7 @@ def looped(step: Flat, state: Sequence[Tensor], held: Sequence[Tensor], stacks: 
     inputs = [j, good, sums, *state, n, *held, *stacks]
     root = nn.Module()
     root.body = written(body, inputs)
-    root.condition = written(lambda *tensors: goes_on(*tensors)[0], inputs)
+    root.condition = written(goes_on, inputs)
     outer, carried = Graph(), 3 + kept
     heads = [outer.placeholder(f"in{i}") for i in range(len(inputs) - 3)]
     start = [
@@ -330,6 +354,21 @@ def _beforehand(call: Flat, graph: GraphModule, inputs: Sequence[Tensor], same: 
 
 # ---- functions that are called again and again
 
+
+def worth(choice: bool | str, amount: float, tracing: float, compiling: float, on_cpu: bool) -> list[bool]:
+    """Whether to compile a graph, or to run it as written down: what to try, the best first; nothing: no graph.
+
+    Args:
+        choice: True, "traced", False, or "auto": by the amount of work.
+        tracing, compiling: amounts from which on each pays, the second one on a CPU.
+    """
+    if choice != "auto":
+        return [choice is True] if choice else []
+    if amount >= compiling and on_cpu:
+        return [True, False]
+    return [False] if amount >= tracing else []
+
+
 TRACING_PAYS, PAYS = 300, 20_000
 """Calls from which on a graph, and its compilation, are won back by calls that are a millisecond shorter each time."""
 AGREES = 1e-4
@@ -344,8 +383,9 @@ def repeated(call: Flat, inputs: Sequence[Tensor], calls: int) -> Flat:
             place in memory.
         inputs: of it.
     """
+    inputs = [value.contiguous() for value in inputs]
     on_cpu = all(value.device.type == "cpu" for value in inputs)
-    for compiles in [True, False] if calls >= PAYS and on_cpu else [False] if calls >= TRACING_PAYS else []:
+    for compiles in worth("auto", calls, TRACING_PAYS, PAYS, on_cpu):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch, about itself
@@ -364,4 +404,4 @@ def repeated(call: Flat, inputs: Sequence[Tensor], calls: int) -> Flat:
 
 def _with(run: Flat, constants: list[Tensor], *inputs: Tensor) -> Any:
     with torch.no_grad():
-        return run(*inputs, *constants)
+        return run(*(value.contiguous() for value in inputs), *constants)

@@ -178,8 +178,9 @@ def gradients(loss: Loss, inputs: Inputs, data: Batch, *flat: Tensor) -> tuple[T
         value, figures = torch.func.functional_call(loss, tensors, (batch, kl_weight, share, own.present, *own.noise))
         if changed := [name for name, before in {**leaves, **held}.items() if tensors[name] is not before]:
             raise Untraceable(f"the programs replace {changed[0].removeprefix('vae.')!r} as they run")
-        found = [(g / rows).contiguous() for g in torch.autograd.grad(value, list(leaves.values()))]
-    return torch.cat([figures.detach(), -value.detach().double().reshape(1)]), found
+        of_mean = (torch.ones_like(value) / rows).to(value)  # divided where it is one number
+        found = torch.autograd.grad(value, list(leaves.values()), of_mean)
+    return torch.cat([figures.detach(), -value.detach().double().reshape(1)]), [g.contiguous() for g in found]
 
 
 def filled(values: Tensor, size: int) -> Tensor:
@@ -205,6 +206,7 @@ class TracedStep:
 
     kept: tuple[str, ...] = ()
     """What the graph keeps of each parameter, for the optimiser."""
+    inputs: Inputs
 
     def __init__(self, eager: Any, size: int, like: "TracedStep | None" = None) -> None:
         self.eager, self.vae, self.one, self.number = eager, eager.vae, eager.one, eager.number
@@ -221,9 +223,14 @@ class TracedStep:
         numbers, others = train[: self.size], train.flip(0)[: self.size]
         self.loss.ask(self.rows.data.rows(numbers))
         self.together = self._together(math.ceil(len(train) / self.size))
-        moving = [name for name, gradient in self._gradients(numbers)[1].items() if gradient is not None]
-        self.inputs = Inputs(self.vae, moving, len(self.kept))
         self.trained = {name: value for name, value in named_tensors(self.vae).items() if value.requires_grad}
+        if like is None:
+            moving = [name for name, gradient in self._gradients(numbers)[1].items() if gradient is not None]
+        elif self.trained.keys() == like.trained.keys():
+            moving = list(like.inputs.parameters)
+        else:
+            raise Untraceable("other tensors are trained")
+        self.inputs = Inputs(self.vae, moving, len(self.kept))
         self.sums, self.met = dict.fromkeys(SUMS, 0.0), 0
         self.noise = ByStep(self.loss.requests, train.device)
         self.draw: Flat = self.noise
@@ -232,9 +239,9 @@ class TracedStep:
         self.constants: list[Tensor]
         if like is None:
             self._write(numbers, others)
-        else:
+            self._check_objective(others)
+        else:  # what it gives is compared to the programs of this fit by the caller
             self.rest, self.constants, self.draw, self.prepare = like.rest, like.constants, like.draw, like.prepare
-        self._check_objective(others)
 
     def function(self) -> Flat:
         """What there is a graph of."""
@@ -265,7 +272,7 @@ class TracedStep:
     def epoch(self, plan: Any, history: History) -> None:
         """A step on each batch of a `Plan`; errors show the history so far."""
         leaves = [self.trained[name] for name in self.inputs.parameters]
-        known = set(leaves)
+        known = set(self.trained.values())  # those that are idle now may not be so after a callback
         for batches, factors, kl_weights in self.portions(plan):
             data, own = self.given(batches, factors, kl_weights)
             total = [0.0] * len(SUMS)
@@ -278,6 +285,8 @@ class TracedStep:
                     p.grad = g
                 self.one(known)
                 if self.one.refused:
+                    for p in leaves:
+                        p.grad = None
                     self.went(batches[:place], total)
                     self.refuse(data, own, numbers, place, kl_weights[place], history)
                 values.append(float(self.one.grad_norm) * len(numbers))

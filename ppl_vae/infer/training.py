@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
-from ppl_vae.infer.compiled import CompiledStep, kinds, with_graph
+from ppl_vae.infer.compiled import with_graph
 from ppl_vae.infer.draws import expect_model, facts, in_mode, row_blocks
 from ppl_vae.infer.handlers import Tally, surroundings
 from ppl_vae.infer.history import History
@@ -114,9 +114,8 @@ def fit(
     with run.room():
         step: Any = run.begin()
         bar = tqdm(range(1, run.epochs + 1), disable=not progress, desc="fit", unit="epoch")
-        if tried := kinds(compiled, run.total, step.rows.data.x.device):
-            bar.set_postfix_str("compiling a step" if tried[0] is CompiledStep else "tracing a step")
-            step, history.compile_seconds = with_graph(tried, step, run.batch_size, insist=compiled != "auto")
+        bar.set_postfix_str("making a graph of a step" if compiled else "")
+        step, history.compile_seconds = with_graph(compiled, run.total, step, run.batch_size)
         run.start = time.perf_counter()
         for epoch in bar:
             plan, began = run.plan(epoch, step.number), time.perf_counter()
@@ -312,7 +311,7 @@ class Run(Options):
     def latest(self) -> str:
         """The last epoch in a line."""
         history, latest = self.history, self.history.epochs[-1]
-        took = "" if history.compile_seconds is None else f", compiled in {history.compile_seconds:.0f} s"
+        took = "" if history.compile_seconds is None else f", graph made in {history.compile_seconds:.0f} s"
         return f"{history.latest(2)}, {latest['rows_per_s']:.0f} rows/s{took}"
 
 

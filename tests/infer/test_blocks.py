@@ -2,6 +2,7 @@
 
 import gc
 import logging
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ PROGRAMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "mixture prior": (X, {"prior": "mixture"}),
     "iaf posterior": (X, {"posterior": "iaf"}),
     "student_t": (X, {"likelihood": "student_t"}),
+    "no noise": (X, {"posterior": "delta"}),
 }
 
 
@@ -98,6 +100,29 @@ def test_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(draws, "CELLS", 44)
     with pytest.raises(pv.DataError, match="column 'x2': got inf in row 201"):
         pv.score(vae, bad)
+    bits = (x > 0).astype("float32")
+    vae = pv.build(bits, latent=3, hidden=(8,), likelihood="bernoulli")
+    bits[201, 2] = 0.5
+    for choice in (False, "traced"):
+        with pytest.raises(pv.DataError, match=r"column 'x2': got 0.5 in row 201"):
+            pv.score(vae, bits, compiled=choice)
+
+
+def test_a_model_with_an_encoding_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is given the data as they are, all of them."""
+    monkeypatch.setattr(draws, "CELLS", 44)
+    given = []
+
+    class Halves(pv.VAE):
+        def batch(self, data: Any, minimum_rows: int = 1) -> Any:
+            given.append(data)
+            return super().batch(np.asarray(data["rows"])[::2], minimum_rows)
+
+    vae, x = model("normal")
+    own = Halves(vae.encoder, vae.decoder, vae.prior, vae.schema)
+    data = {"rows": x.tolist()}
+    equal(pv.score(own, data, num_draws=3), pv.score(vae, x[::2], num_draws=3), 1e-5)
+    assert given == [data]
 
 
 def test_auto_is_for_many_rows(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -181,7 +206,7 @@ def test_graphs_are_kept_while_the_model_is_what_it_was(monkeypatch: pytest.Monk
         def forward(self, z: torch.Tensor) -> Any:
             return dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 4), self.scale).to_event(1)
 
-    vae = pv.VAE(model("normal")[0].encoder, Scaled(), model("normal")[0].prior)
+    vae = pv.VAE(model("normal")[0].encoder, Scaled(), model("normal")[0].prior, pv.Schema.of(X))
 
     def changed(vae: pv.VAE) -> bool:
         before = len(made)
@@ -196,7 +221,37 @@ def test_graphs_are_kept_while_the_model_is_what_it_was(monkeypatch: pytest.Monk
     assert changed(vae) and not changed(vae)
     vae.double()
     assert changed(vae) and not changed(vae)
+    vae.schema = replace(vae.schema, scale=(2.0,) * 4)
+    assert changed(vae) and not changed(vae)
     kept = len(blocks._kept)
     del vae
     gc.collect()
     assert len(blocks._kept) == kept - 1
+
+
+def test_what_only_later_rows_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that loops over the groups that it sees is no list of operations: the last rows show it."""
+    monkeypatch.setattr(blocks, "TRACING_PAYS", 1)
+
+    class ByGroup(torch.nn.Module):
+        def forward(self, z: torch.Tensor, group: torch.Tensor) -> Any:
+            shift = torch.zeros(len(group)).to(z)
+            for code in sorted(set(group.tolist())):
+                shift[group == code] = float(code)
+            return dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 4) + shift[:, None], 1.0).to_event(1)
+
+    frame = pd.DataFrame(np.tile(X, (20, 1)), columns=list("abcd")).assign(site=np.repeat(["north", "south"], 3000))
+    base = pv.build(frame, latent=3, hidden=(8,), group="site", prior="hierarchical")
+    vae = pv.VAE(base.encoder, ByGroup(), model("normal")[0].prior, base.schema)
+    equal(*(pv.score(vae, frame, num_draws=64, compiled=choice) for choice in ("auto", False)), 1e-5)
+
+
+def test_one_graph_of_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose errors are not numbers: kept all the same."""
+    made: list[int] = []
+    as_it_is = graphs.lean
+    monkeypatch.setattr(graphs, "lean", lambda *args: (made.append(1), as_it_is(*args))[1])
+    vae, x = model("no noise")
+    for _ in range(2):
+        pv.score(vae, x, compiled="traced")
+    assert made == [1]

@@ -238,6 +238,26 @@ def halved(vae: Any) -> None:
         vae.decoder.net.weight.mul_(0.5)
 
 
+class Branched(Scaled):
+    """And a branch that is idle until it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more, self.branch = nn.Linear(3, 4), False
+
+    def forward(self, z: torch.Tensor) -> Any:
+        return dist.Normal(self.net(z) + (self.more(z) if self.branch else 0.0), self.scale).to_event(1)
+
+
+def test_a_branch_that_wakes(traced: list[int]) -> None:
+    """Is trained from then on."""
+
+    def wake(vae: Any, history: Any) -> None:
+        vae.decoder.branch = len(history) >= 1
+
+    agree(lambda: decoded_by(Branched()), epochs=3, callbacks=[wake])
+
+
 @pytest.mark.parametrize("change", [rescaled, frozen, replaced, halved])
 @pytest.mark.parametrize("optimizer", ["adam", "adagrad"])
 def test_callbacks_that_change_the_model(

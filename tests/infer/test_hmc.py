@@ -95,7 +95,7 @@ def test_by_a_graph(monkeypatch: pytest.MonkeyPatch, kind: str, compiles: bool) 
     if compiles and kind in ("flow", "ais"):
         pytest.skip("as slow to compile as any, and the same code")
     x = np.random.RandomState(0).randn(6, 4)
-    vae = pv.build(x, latent=2, hidden=(5,)).double()
+    vae = pv.build(x, latent=2, hidden=(5,), posterior="full_rank", prior="mixture").double()
     made: list[int] = []
     as_it_is = graphs.lean
 
@@ -106,8 +106,8 @@ def test_by_a_graph(monkeypatch: pytest.MonkeyPatch, kind: str, compiles: bool) 
     def found():
         if kind == "ais":
             return pv.log_evidence(vae, x, "ais", num_draws=4, steps=12, leapfrogs=2).log_p
-        options = {"hmc": {"warmup": 4, "leapfrogs": 3}, "laplace": {"steps": 12}}.get(kind, {"steps": 12})
-        return pv.posterior(vae, x, kind, num_draws=8, **options).z.numpy()
+        options = {"hmc": {"warmup": 4, "leapfrogs": 3, "chains": 2}, "laplace": {"steps": 12}}.get(kind, {"steps": 12})
+        return pv.posterior(vae, x, kind, num_draws=8, **options).z.numpy()  # of two chains
 
     monkeypatch.setattr(graphs, "lean", counted)
     without = found()
