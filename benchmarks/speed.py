@@ -321,8 +321,8 @@ def scored() -> list[Row]:
         row |= spread("to ppl_vae, compiled", np.divide(seconds, found["ppl_vae, compiled"]))
         difference = values[name] - values["ppl_vae"][: len(values[name])]
         if name in ("PyTorch", "Pyro"):  # ours have the same noise; so have equal rows in ours
-            apart = difference[distinct[distinct < len(difference)]]
-            row["z"] = float(apart.mean() / (apart.std() / len(apart) ** 0.5))
+            of_distinct = difference[distinct[distinct < len(difference)]]
+            row["z"] = float(of_distinct.mean() / (of_distinct.std() / len(of_distinct) ** 0.5))
         away = float(np.abs(difference).max())
         rows.append(
             {**row, "mean": float(values[name].mean()), "largest difference": away, "note": notes.get(name, "")}

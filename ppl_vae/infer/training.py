@@ -30,6 +30,8 @@ from ppl_vae.options import FitOptions as Default
 
 ROUNDED_ROWS, ROUNDED_DRAWS = 256, 32
 """Whose bound tells what rounding does."""
+SELDOM = 20
+"""Steps of an epoch from which on callbacks leave something of what a graph saves: the model is looked at after each."""
 VALIDATION = 2**40
 """Added to the seed of validation noise: early stopping must not select on the draws that scores then use."""
 
@@ -81,9 +83,9 @@ def fit(
         device: move the model there first; None: where it is.
         compiled: True: many steps are one compiled graph; "traced": the programs are run once, and after that the list of
             tensor operations that they led to, without a compiler; False: the programs are run in each step. "auto": the
-            first on a CPU where 20,000 steps or more are planned, the second from 5,000, where there can be such a graph;
-            else it says why not in the log. Noise and results are the same up to rounding. The graph is made once, and left
-            after a callback that changes more of the model than values in place.
+            first on a CPU where 20,000 steps or more are planned, the second from 5,000, where there can be such a graph
+            and no callbacks every few steps; else it says why not in the log. Noise and results are the same up to
+            rounding. The graph is made once, and left after a callback that changes more of the model than values in place.
         precision: "float32", or "bf16": the products of nets are taken in bfloat16 while training, which processors made for
             it do several times as fast; weights, densities and all that comes after a fit stay in float32.
         seed: of split, order and noise. A fit is a function of model, data, options and seed. A second fit of a model goes
@@ -115,7 +117,8 @@ def fit(
         step: Any = run.begin()
         bar = tqdm(range(1, run.epochs + 1), disable=not progress, desc="fit", unit="epoch")
         bar.set_postfix_str("making a graph of a step" if compiled else "")
-        step, history.compile_seconds = with_graph(compiled, run.total, step, run.batch_size)
+        seldom = not callbacks or run.total >= SELDOM * run.epochs
+        step, history.compile_seconds = with_graph(compiled, run.total if seldom else 0, step, run.batch_size)
         run.start = time.perf_counter()
         for epoch in bar:
             plan, began = run.plan(epoch, step.number), time.perf_counter()

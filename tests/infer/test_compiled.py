@@ -410,6 +410,10 @@ def test_auto_is_traced_before_it_is_compiled(
     assert pv.fit(small(), X, **FIT).compile_seconds is not None
     assert not traced and "TracedStep made" in caplog.text
 
+    watched: dict[str, Any] = {**FIT, "callbacks": [lambda vae, history: None]}
+    assert pv.fit(small(), X, **watched).compile_seconds is None  # every 4 steps
+    assert pv.fit(small(), X, **{**watched, "batch_size": 2}).compile_seconds is not None
+
     def missing(graph: Any, inputs: list[torch.Tensor], **options: Any) -> Any:
         raise RuntimeError("no working C++ compiler")
 
