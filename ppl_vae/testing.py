@@ -34,10 +34,11 @@ from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
 from ppl_vae.errors import DataError, OptionError, ProgramError, whole
-from ppl_vae.infer.draws import draws, in_mode
+from ppl_vae.infer.draws import draws
 from ppl_vae.infer.objectives import BOUNDS
 from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.rules import base, draw
+from ppl_vae.infer.scope import in_mode
 from ppl_vae.infer.training import fit
 from ppl_vae.model.build import build, column_type
 from ppl_vae.model.conditional import distribution, width

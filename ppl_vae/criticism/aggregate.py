@@ -10,7 +10,6 @@ from ppl_vae.criticism.simulation import CELLS
 from ppl_vae.data.schema import Batch
 from ppl_vae.infer.draws import (
     check,
-    in_mode,
     is_local,
     jacobians,
     log_densities,
@@ -23,7 +22,7 @@ from ppl_vae.infer.draws import (
 )
 from ppl_vae.infer.joint import holding
 from ppl_vae.infer.noise import Keyed
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 
 PAIRS = 2**20
 """Pairs of a draw and a row at which q(z|x) is evaluated, in all."""
@@ -74,7 +73,7 @@ def aggregate(vae: Any, batch: Batch, num_draws: int = 1000, seed: int = 0) -> A
     """
     n = len(batch.x)
     draws = max(2, min(num_draws, DRAWS, PAIRS // n**2))
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         check(vae, batch, strict=False)
         keys, common = told_apart(row_keys(batch, seed)), shared_key(batch.x, seed)
         args, given = batch.arguments()
@@ -84,7 +83,7 @@ def aggregate(vae: Any, batch: Batch, num_draws: int = 1000, seed: int = 0) -> A
             log_prior = log_densities(model_sites(vae, batch, holding(values), draws), jacobians(vae, batch), batch)[0]
         own, inside, outside = _mixture(vae, batch, guide)
         alike = _same_prior(vae, batch, guide)
-    mean = _mean if all(is_local(site) for site in guide.values()) else _mean_of_common
+    mean = _mean if all(is_local(site) for site in guide.values()) else mean_of
     kl, low, high = own - log_prior, own - inside, own - outside
     information = Bounds(*mean(low)[:1], *mean(high)[:1], mean(low)[1], mean(high)[1])
     below, above = mean(kl - high), mean(kl - low)
@@ -138,7 +137,7 @@ def _mean(terms: Tensor) -> tuple[float, float]:
     return float(terms.mean()), float((terms.var(0) / draws).sum().sqrt() / n)
 
 
-def _mean_of_common(terms: Tensor) -> tuple[float, float]:
-    """The same where all rows of a draw share some of its sites."""
+def mean_of(terms: Tensor) -> tuple[float, float]:
+    """The mean of (S, n) and its Monte Carlo standard error; over draws, since rows may share noise within one."""
     by_draw = terms.mean(1)
     return float(by_draw.mean()), float(by_draw.std() / len(by_draw) ** 0.5)

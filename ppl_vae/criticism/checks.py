@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.criticism.aggregate import MOST, Aggregate, aggregate
+from ppl_vae.criticism.aggregate import MOST, Aggregate, aggregate, mean_of
 from ppl_vae.criticism.gaps import gaps as gaps_of
 from ppl_vae.criticism.latent import ACTIVE, Estimate, activity, kl_by_dimension, prior_variance
 from ppl_vae.criticism.pit import pit as pit_of
@@ -19,10 +19,10 @@ from ppl_vae.criticism.predictive import as_frame
 from ppl_vae.criticism.sbc import LEVEL, sbc
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, PplVaeError
-from ppl_vae.infer.draws import Draws, Facts, believe, each_block, facts, in_mode, row_keys, traces
+from ppl_vae.infer.draws import Draws, Facts, believe, each_block, facts, row_keys, traces
 from ppl_vae.infer.gradients import gradients
 from ppl_vae.infer.psis import FEWEST, k_hats, threshold
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 
 UNUSED = 0.01
 """Nats of KL below which a dimension counts as unused."""
@@ -104,7 +104,7 @@ class Subject:
     def mean_field(self) -> bool:
         """Whether the dimensions of q(z|x) are independent."""
         few = self.batch.rows(slice(2))
-        with isolated(self.vae, self.seed), torch.no_grad(), in_mode(self.vae, training=False):
+        with reading(self.vae, self.seed):
             guide, _ = traces(self.vae, few, row_keys(few, self.seed), 1, strict=False)
         return isinstance(guide["z"]["fn"], torch.distributions.Independent)
 
@@ -118,12 +118,6 @@ class Subject:
 def spaced(n: int, most: int) -> Tensor:
     """Numbers of at most so many of n rows, evenly spaced."""
     return torch.arange(n) if n <= most else torch.linspace(0, n - 1, most).round().long()
-
-
-def mean_of(terms: Tensor) -> tuple[float, float]:
-    """The mean of (S, n) and its Monte Carlo standard error; over draws, since rows may share noise within one."""
-    by_draw = terms.mean(1)
-    return float(by_draw.mean()), float(by_draw.std() / len(by_draw) ** 0.5)
 
 
 def exact(value: float) -> tuple[float, float]:

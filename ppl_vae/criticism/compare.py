@@ -23,14 +23,14 @@ from ppl_vae.criticism.refit import refitted
 from ppl_vae.data.schema import Schema
 from ppl_vae.data.tables import held_by
 from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError, choose, first_line, whole
-from ppl_vae.infer.draws import Draws, each_block, facts, guided, in_mode, row_keys, space, traces
+from ppl_vae.infer.draws import Draws, each_block, facts, guided, row_keys, space, traces
 from ppl_vae.infer.evidence import Evidence, log_evidence
 from ppl_vae.infer.evidence import checked_options as checked_evidence
 from ppl_vae.infer.local import checked_options
 from ppl_vae.infer.local import posterior as draw
 from ppl_vae.infer.psis import k_hats
 from ppl_vae.infer.rules import base
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 from ppl_vae.infer.training import check_options as check_fit
 from ppl_vae.infer.training import fit as train_model
 from ppl_vae.model.mixed import Columnwise
@@ -453,7 +453,7 @@ def measure(vae: Any, data: Any) -> dict[str, str]:
     vae = vae.members[0] if hasattr(vae, "members") else vae
     few = vae.batch(data).rows(slice(2))
     schema = vae.schema or Schema.of(data)
-    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae):
         _, model = traces(vae, few, row_keys(few, 0), 1, strict=False)
     entries = base(model["x"]["fn"])
     parts = zip(entries.parts, entries.split_columns()) if isinstance(entries, Columnwise) else [(entries, slice(None))]

@@ -17,9 +17,9 @@ from ppl_vae.data.fill import filled
 from ppl_vae.data.schema import Schema
 from ppl_vae.data.tables import read
 from ppl_vae.errors import OptionError, ProgramError, whole
-from ppl_vae.infer.draws import Draws, batch_of, check, facts, in_mode, row_blocks, row_keys, told_apart
+from ppl_vae.infer.draws import Draws, batch_of, check, facts, row_blocks, row_keys, told_apart
 from ppl_vae.infer.rules import base
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 from ppl_vae.model.mixed import Columnwise, expected
 
 Cells = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -119,7 +119,7 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
     cells: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     if len(where):
         programs, few = Candidates(vae), batch.rows(where)
-        with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        with reading(vae, seed):
             check(vae, few)
             keys = told_apart(row_keys(few, seed))
             blocks = row_blocks(programs, few, candidates, seed, programs.observe, strict=False, keys=keys)

@@ -20,7 +20,6 @@ from ppl_vae.infer.draws import (
     batch_of,
     check,
     facts,
-    in_mode,
     joined,
     plated,
     row_blocks,
@@ -43,7 +42,7 @@ from ppl_vae.infer.given import (
 )
 from ppl_vae.infer.noise import Keyed, mix
 from ppl_vae.infer.psis import FEWEST, k_hats
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +140,7 @@ def export(
         choose("groups", name, GROUPS)
     batch = batch_of(vae, data)
     known = facts(vae, batch)
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         check(vae, batch, read_guide=draws is None)
         sites, keys = sites_of(vae, batch), told_apart(row_keys(batch, seed))
         stats = {"method": "amortized"} if draws is None else {"method": "given", **draws.stats}

@@ -10,8 +10,8 @@ from torch.distributions import kl_divergence
 
 from ppl_vae.criticism.simulation import CELLS, simulate
 from ppl_vae.data.schema import Batch
-from ppl_vae.infer.draws import check, in_mode, row_keys, shared_key, traces
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.draws import check, row_keys, shared_key, traces
+from ppl_vae.infer.scope import reading
 
 ACTIVE = 0.01
 """Variance of the posterior mean over rows, in prior variances, above which a unit is active (Burda et al. 2016)."""
@@ -63,7 +63,7 @@ def kl_by_dimension(vae: Any, batch: Batch, seed: int = 0) -> Estimate | None:
 
     Returns: in nats, (k,); None where dimensions have no distributions of their own in closed form.
     """
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         check(vae, batch, strict=False)
         keys, common = row_keys(batch, seed), shared_key(batch.x, seed)
         height = max(1, CELLS // (FEW * batch.x.shape[1]))
@@ -92,7 +92,7 @@ def _terms(q: Any, p: Any, z: Tensor) -> Tensor:
 def prior_variance(vae: Any, batch: Batch, seed: int = 0) -> Tensor:
     """Variance (k,) of z over the prior of rows as these, by its formula or from draws."""
     few = batch.rows(slice(2))
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         _, model = traces(vae, few, row_keys(few, seed), 1, strict=False)
         alone = [n for n, s in model.items() if n != "x"] == ["z"]
         entries = marginals(model["z"]["fn"]) if alone and batch.c is None and batch.group is None else None

@@ -9,8 +9,8 @@ import torch
 from ppl_vae.criticism.simulation import replicates
 from ppl_vae.errors import whole
 from ppl_vae.infer import noise
-from ppl_vae.infer.draws import batch_of, check, in_mode, row_keys, told_apart
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.draws import batch_of, check, row_keys, told_apart
+from ppl_vae.infer.scope import reading
 
 SPLIT = 0x917
 """Sets the noise that spreads equal values apart from that of draws."""
@@ -89,7 +89,7 @@ def pit(vae: Any, data: Any, num_draws: int = 99, seed: int = 0) -> PIT:
     """
     num_draws, batch = whole("num_draws", num_draws), batch_of(vae, data)
     below, equal = torch.zeros_like(batch.x), torch.zeros_like(batch.x)
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         check(vae, batch, strict=False, read_guide=False)  # of other rows' z, from the prior
         for x in replicates(vae, batch, num_draws, seed, new=True):
             below += (x < batch.x).sum(0)

@@ -4,13 +4,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from ppl_vae.criticism.prior_check import STATISTICS, Statistic, held_against, share
 from ppl_vae.criticism.simulation import replicates
 from ppl_vae.errors import whole
-from ppl_vae.infer.draws import batch_of, check, in_mode
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.draws import batch_of, check
+from ppl_vae.infer.scope import reading
 
 
 def mean(values: np.ndarray) -> np.ndarray:
@@ -63,6 +62,6 @@ def posterior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0, new: 
     """
     n = whole("n", n)
     batch = batch_of(vae, data)
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         check(vae, batch, strict=False, read_guide=not new)
         return held_against(vae.schema, batch, replicates(vae, batch, n, seed, new), BY_TYPE, MOMENTS)

@@ -12,9 +12,9 @@ from torch.nn.functional import one_hot
 
 from ppl_vae.data.tables import FRAMES, frame_like, read
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.infer.draws import batch_of, believe, each_block, in_mode, likelihood_mean, shared_key
+from ppl_vae.infer.draws import batch_of, believe, each_block, likelihood_mean, shared_key
 from ppl_vae.infer.noise import Keyed
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 from ppl_vae.model.conditional import Encoder
 from ppl_vae.model.mixed import averaged, expected
 from ppl_vae.model.shared import latent_sites
@@ -61,7 +61,7 @@ def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
         raise OptionError(f"given: got {type(given).__name__}, but this model is given no columns")
     further = _given(vae, given, n)
     label = further.pop("label", None)
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         shared = poutine.trace(global_sites).get_trace(getattr(vae, "encoder", None))
         try:
             model = poutine.replay(_of_classes(vae, label), trace=shared)
@@ -99,7 +99,7 @@ def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarr
     batch = batch_of(vae, data)
     believe(vae)
     args, given = batch.arguments()
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         sites = poutine.trace(vae.guide).get_trace(*args, **given).nodes
         known = {"z", "data"} | (_of_decoder(vae) if isinstance(getattr(vae, "encoder", None), Encoder) else set())
         try:
@@ -134,7 +134,7 @@ def classify(vae: Any, data: Any) -> Any:
     if getattr(vae, "classes", None) is None:
         raise OptionError("classify: got a model without classes, expected one built with label=...")
     batch = vae.batch(data)
-    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae):
         probabilities = vae.classes.classify(batch.x, batch.mask, batch.c).softmax(-1)
     return pd.DataFrame(probabilities.cpu().numpy(), columns=list(vae.schema.label.levels))
 
@@ -157,7 +157,7 @@ def decode(vae: Any, z: Any, given: Any = None) -> Any:
 def _decoded(vae: Any, z: Any, given: Any, classes: dict[str, Tensor]) -> Any:
     """As `decode`, with the classes "y" (n, classes) where they are known already."""
     like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
-    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae):
         codes = torch.as_tensor(np.asarray(z, dtype=float)).to(like)
         if codes.dim() != 2:
             raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k)")
@@ -353,7 +353,7 @@ def _class(vae: Any, data: Any) -> dict[str, Tensor]:
     if getattr(vae, "classes", None) is None:
         return {}
     batch = vae.batch(data)
-    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae):
         logits = vae.classes.classify(batch.x, batch.mask, batch.c)
         return {"y": _known(batch.label, logits)}
 

@@ -10,8 +10,8 @@ from pyro import poutine
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.infer.draws import batch_of, in_mode, plated
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.draws import batch_of, plated
+from ppl_vae.infer.scope import reading
 
 RANGE = (0.05, 0.95)
 """Quantiles over data sets between which a statistic is expected."""
@@ -92,7 +92,7 @@ def prior_predictive(vae: Any, data: Any, n: int = 100, seed: int = 0) -> Any:
                 ) from error
             yield sites["x"]["value"].expand(min(at_once, n - start), *batch.x.shape)
 
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         return held_against(vae.schema, batch, drawn(), STATISTICS, NUMBERS)
 
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from ppl_vae.data.schema import Schema
 from ppl_vae.errors import ProgramError, choose, whole
-from ppl_vae.infer.draws import in_mode, row_keys, space, traces
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.draws import row_keys, space, traces
+from ppl_vae.infer.scope import reading
 from ppl_vae.infer.training import check_options as check_fit
 from ppl_vae.infer.training import fit
 from ppl_vae.model.build import sizes
@@ -57,7 +57,7 @@ def refitted(
     family = POSTERIORS[posterior]
     batch = vae.batch(train)
     few = batch.rows(slice(2))
-    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae):
         guide, model = traces(vae, few, row_keys(few, 0), 1, strict=False)
     if others := [name for name in guide if name != "z"]:
         raise ProgramError(f"site {others[0]!r}: got it beside 'z'; expected z to be the only latent site of the guide")

@@ -15,7 +15,6 @@ from ppl_vae.infer import noise
 from ppl_vae.infer.draws import (
     check,
     facts,
-    in_mode,
     jacobians,
     log_densities,
     model_sites,
@@ -26,7 +25,7 @@ from ppl_vae.infer.draws import (
 )
 from ppl_vae.infer.joint import holding
 from ppl_vae.infer.noise import Keyed
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 
 LOG_LIK = "log p(x|z)"
 """The name of the quantity that depends on the row."""
@@ -158,7 +157,7 @@ def sbc(vae: Any, num_simulations: int = 1000, num_draws: int = 99, seed: int = 
     """
     n, num_draws = whole("num_simulations", num_simulations, 10), whole("num_draws", num_draws)
     like = pattern(vae, n, given)
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         made = simulate(vae, n, seed, like)
         if facts(vae, made.batch).point:
             raise OptionError("sbc: got a point posterior, expected one with draws to rank the truth among")

@@ -12,9 +12,9 @@ from torch import Tensor
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import DataError, OptionError, choose, number, whole
 from ppl_vae.infer.blocks import reader
-from ppl_vae.infer.draws import Draws, Pieces, batch_of, facts, in_mode, log_prob_per_feature, minus_squared_error
+from ppl_vae.infer.draws import Draws, Pieces, batch_of, facts, log_prob_per_feature, minus_squared_error
 from ppl_vae.infer.given import check_rows, sites_of
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,7 +76,7 @@ def _check_draws(vae: Any, batch: Batch, draws: Draws) -> None:
         raise OptionError(f"draws: got those of {draws.z.shape[1]} rows, expected those of these {len(batch.x)}")
     if hasattr(vae, "members"):  # whose draws are of several models
         return
-    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae):
         sites = sites_of(vae, batch)
         if sites.shared.keys() == draws.shared.keys() and draws.sites.keys() >= set(sites.local):
             check_rows(vae, batch, draws, sites)

@@ -13,8 +13,8 @@ from ppl_vae.criticism.sbc import LEVEL
 from ppl_vae.criticism.simulation import Simulation, pattern, simulate
 from ppl_vae.data.tables import FRAMES, frame_like
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.infer.draws import batch_of, in_mode, row_keys, shared_key, traces
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.draws import batch_of, row_keys, shared_key, traces
+from ppl_vae.infer.scope import reading
 from ppl_vae.infer.training import fit
 
 FIT = signature(fit).parameters.keys() - {"vae", "data", "seed"}
@@ -159,13 +159,13 @@ def vsbc(
     for number in range(seed, seed + n):
         vae = make(number)
         like = pattern(vae, len(batch_of(vae, data).x), data)
-        with isolated(vae, number), torch.no_grad(), in_mode(vae, training=False):
+        with reading(vae, number):
             made = simulate(vae, len(like.x), number, like, fitted=False)  # type: ignore[union-attr]
         if not made.shared:
             raise OptionError("vsbc: got a model without sites that all rows share, expected some (of rows: sbc)")
         fit(vae, rows_like(vae, made, data), seed=number, **{"progress": False, "valid": 0.0, **options})
         few = made.batch.rows(slice(2))
-        with isolated(vae, number), torch.no_grad(), in_mode(vae, training=False):
+        with reading(vae, number):
             guide, _ = traces(
                 vae, few, row_keys(few, number), num_draws, strict=False, shared=shared_key(few.x, number)
             )

@@ -2,8 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,13 +21,12 @@ from ppl_vae.infer.draws import (
     check,
     drawn,
     each_block,
-    in_mode,
     jacobians,
     row_keys,
 )
 from ppl_vae.infer.graphs import Flat, Untraceable
 from ppl_vae.infer.noise import ByStep, Keyed, Request, requested
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +37,6 @@ TRACING_PAYS, PAYS = 500, 10_000
 """Blocks from which on a graph, some half a second, and its compilation, some 10, are won back."""
 MOST = 2**15
 """Draws of a block, at most."""
-AGREES = 1e-4
-"""How far figures of the first block may be from those without a graph, relatively: a check of the graph, not of its
-rounding."""
 
 
 def reader(
@@ -66,12 +61,11 @@ def reader(
 
     Raises: OptionError, if it insists on a graph, with the reason.
     """
-    if compiled not in (True, False, "traced", "auto"):
-        raise OptionError(f"compiled: got {compiled!r}, expected True, False, 'traced' or 'auto'")
+    graphs.check_choice(compiled)
     work, on_cpu = rows / block_rows(batch, min(num_draws, AT_ONCE)), batch.x.device.type == "cpu"
     tried = graphs.worth(compiled, work, TRACING_PAYS, PAYS, on_cpu)
     if tried and not hasattr(vae, "row_blocks"):
-        with _room(vae):
+        with reading(vae):
             check(vae, batch)
     for of_compiler in tried:
         columns = tuple(column is not None and (column.shape[1:], column.dtype, column.device) for column in batch)
@@ -127,7 +121,7 @@ class BlockGraph:
         self.trials = [_own(batch.rows(rows)) for rows in (first, last)]
         self.keys = [row_keys(block, 0) for block in self.trials]
         self.requests: list[Request] = []
-        with _room(vae):
+        with reading(vae):
             self.tensors = _tensors(vae)
             self._by_programs(vae, self._asked, self.trials[0])
             if any(not request.local for request in self.requests):
@@ -140,14 +134,14 @@ class BlockGraph:
                 self._make(vae, compiled)
             found = [figure for trial in zip(self.trials, self.keys) for figure in self._figures(*trial)]
         for one, other in zip(found, self.expected):
-            if not torch.allclose(one, other, rtol=AGREES, atol=AGREES, equal_nan=True):
+            if not torch.allclose(one, other, rtol=graphs.AGREES, atol=graphs.AGREES, equal_nan=True):
                 raise Untraceable("the graph of a block gives other figures than the programs")
 
     def still(self, vae: Any) -> bool:
         """Whether the model is what it was: the same values of the same tensors, and programs that do the same."""
         if _tensors(vae) != self.tensors or jacobians(vae, self.trials[0]) != self.jacobian:
             return False
-        with _room(vae):
+        with reading(vae):
             now = self._expected(vae)
         return all(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True) for a, b in zip(now, self.expected))
 
@@ -160,7 +154,7 @@ class BlockGraph:
         ]
 
     def __call__(self, vae: Any, seed: int, batch: Batch) -> list[Figures]:
-        with _room(vae):
+        with reading(vae):
             check(vae, batch)
             keys, found = row_keys(batch, seed), []
             for start in range(0, len(keys), self.height):
@@ -214,12 +208,6 @@ class BlockGraph:
             self.draw = graphs.exactly(self.draw, own)
         flat = [*self._flat(block, keys), *self.constants]
         self.run = graphs.compiled(rest, flat) if compiled else graphs.lean(rest, flat)
-
-
-@contextmanager
-def _room(vae: Any) -> Iterator[None]:
-    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
-        yield
 
 
 def _tensors(vae: Any) -> list[tuple[int, int]]:

@@ -75,33 +75,38 @@ class CompiledStep(TracedStep):
         Raises: Untraceable.
         """
         train, columns = self.rows.train, len(self.inputs.read(self.rows.data))
-        data, own = self.given([train[: self.size]], [1.0], [0.5])
+        data, own, keys = self.places([train[: self.size]], [1.0], [0.5])
+        self.compile_noise(keys, own.present)
+        own = own._replace(noise=self.noise_of(keys, own.present))
 
         def of_step(state: Any, held: Any, own: Any) -> Any:
             return self.rest(*state, *held[:columns], *own, *held[columns:])
 
         state, held = self.inputs.state, [*self.inputs.read(data), *self.constants]
         count = torch.tensor(1, device=own.where.device)
-        self.run = graphs.compiled(graphs.looped(of_step, state, held, own.flat), [*state, count, *held, *own.flat])
+        self.run = graphs.compiled(graphs.looped(of_step, state, held, own.flat), [count, *state, *held, *own.flat])
         self._check_batches()
+
+    def compile_noise(self, keys: Tensor, present: Tensor) -> None:
+        """Compile what `noise_of` does, for so many keys."""
+        inputs = (keys, present, *self.noise.counted)
+        self.prepare = graphs.of_noise(self.prepare, self.draw(*inputs))
+        self.draw = graphs.exactly(self.draw, inputs)
 
     def epoch(self, plan: Any, history: History) -> None:
         """A step on each batch of a `Plan`; errors show the history so far."""
         for batches, factors, kl_weights in self.portions(plan):
             data, own = self.given(batches, factors, kl_weights)
-            good, sums, following = self._run(data, own, len(batches))
-            torch._foreach_copy_(self.inputs.state, following)
+            good, sums = self._run(self.inputs.state, data, own, len(batches))
             self.went(batches[:good], sums.tolist())
             if good < len(batches):
                 self.refuse(data, own, batches[good], good, kl_weights[good], history)
 
-    def _run(self, data: Batch, own: OfStep, n: int) -> tuple[int, Tensor, list[Tensor]]:
-        """So many steps: how many were good, their sums, and the state after them."""
+    def _run(self, state: list[Tensor], data: Batch, own: OfStep, n: int) -> tuple[int, Tensor]:
+        """So many steps from a state, which they change: how many were good, and their sums."""
         count = torch.tensor(n, device=own.where.device)
-        good, sums, *following = self.run(
-            *self.inputs.state, count, *self.inputs.read(data), *self.constants, *own.flat
-        )
-        return int(good), sums, following
+        good, sums = self.run(count, *state, *self.inputs.read(data), *self.constants, *own.flat)
+        return int(good), sums
 
     def _hand_over(self) -> None:
         tensors, t = named_tensors(self.vae), torch.tensor(float(self.taken))
@@ -109,18 +114,12 @@ class CompiledStep(TracedStep):
             if name in tensors and state:
                 self.one.known[tensors[name]] = {"step": t.clone(), **dict(zip(self.kept, state))}
 
-    def _write(self, numbers: Tensor, others: Tensor) -> None:
-        super()._write(numbers, others)
-        own = self.given([numbers], [1.0], [0.5])[1]
-        keys = (own.where, own.present, *self.noise.counted)
-        self.prepare = graphs.of_noise(self.prepare, self.draw(*keys))
-        self.draw = graphs.exactly(self.draw, keys)
-
     def _check(self, numbers: Tensor) -> None:
-        _, found, following = self._run(*self._one(numbers), 1)
-        expected, _, state = self.by_programs(numbers)
+        state = [value.clone() for value in self.inputs.state]
+        _, found = self._run(state, *self._one(numbers), 1)
+        expected, _, of_programs = self.by_programs(numbers)
         self._same_sums(found, expected, numbers)
-        for name, moved in self._apart(following, state).items():
+        for name, moved in self._apart(state, of_programs).items():
             if not moved <= 10 * self.agrees:
                 raise Untraceable(f"the graph's step of {name!r} is another than the programs'")
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import pyro
@@ -17,7 +16,7 @@ from ppl_vae.data.tables import Table, in_parts
 from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError, first_line, whole
 from ppl_vae.infer import noise
 from ppl_vae.infer.noise import Keyed, base
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 from ppl_vae.model.mixed import Columnwise, expected
 
 T = TypeVar("T")
@@ -153,7 +152,7 @@ class Pieces:
 
         Raises: DataError.
         """
-        with isolated(self.vae), torch.no_grad(), in_mode(self.vae, training=False):
+        with reading(self.vae):
             check(self.vae, batch_of(self.vae, self.data))
 
     def _encoded(self, part: Any) -> Batch:
@@ -208,7 +207,7 @@ def each_block(
     Returns: what `read` gave, block by block, in the order of the rows.
     """
     num_draws = whole("num_draws", num_draws)
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         if hasattr(vae, "row_blocks"):  # an ensemble's own
             return [read(block) for block in vae.row_blocks(batch, num_draws, seed, observe, shared)]
         check(vae, batch)
@@ -445,7 +444,7 @@ def facts(vae: Any, batch: Batch) -> Facts:
     if hasattr(vae, "facts"):  # an ensemble's own
         return vae.facts(batch)
     few = batch.rows(slice(2))
-    with isolated(vae), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae):
         guide, model = traces(vae, few, row_keys(few, 0), 1, strict=False)
     marked = [
         n for n, s in (guide | model).items() if s["infer"].get("enumerate") == "parallel" and not s["is_observed"]
@@ -586,16 +585,3 @@ def _describe(support: Any) -> str:
     if support is torch.distributions.constraints.unit_interval:
         return "a value in [0, 1]"
     return str(support)
-
-
-@contextmanager
-def in_mode(vae: Any, training: bool) -> Iterator[None]:
-    """Modules in training or evaluation mode inside, each in its own mode again after."""
-    modes = [(module, module.training) for module in vae.modules()]
-    try:
-        for module, _ in modes:
-            module.training = training
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -13,11 +13,11 @@ from ppl_vae.data.schema import Batch
 from ppl_vae.data.tables import held_by
 from ppl_vae.errors import OptionError, choose, whole
 from ppl_vae.infer import ais
-from ppl_vae.infer.draws import Draws, batch_of, check, each_block, facts, in_mode, row_keys, shared_key
+from ppl_vae.infer.draws import Draws, batch_of, check, each_block, facts, row_keys, shared_key
 from ppl_vae.infer.joint import Joint, blocks
 from ppl_vae.infer.noise import mix
 from ppl_vae.infer.psis import FEWEST, k_hats, smoothed, threshold
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 
 NOISY = 0.5
 """Standard error of a log of a mean, in nats, above which a few draws carry it."""
@@ -177,7 +177,7 @@ def _ais(vae: Any, batch: Batch, num_draws: int, seed: int, z: Any, steps: int, 
         raise OptionError(
             f"data: got {len(batch.x)} simulated rows with {len(z)} z, expected the z of each row, or their .x"
         )
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         check(vae, batch, read_guide=False)
         found = []
         for start, block in blocks(batch, num_draws):

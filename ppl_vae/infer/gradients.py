@@ -9,12 +9,12 @@ from pyro.infer import config_enumerate
 from torch import Tensor
 
 from ppl_vae.errors import whole
-from ppl_vae.infer.draws import batch_of, check, facts, in_mode
+from ppl_vae.infer.draws import batch_of, check, facts
 from ppl_vae.infer.handlers import surroundings
 from ppl_vae.infer.noise import step_keys
 from ppl_vae.infer.objectives import fitting
 from ppl_vae.infer.objectives import objective as chosen_objective
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import in_mode, isolated
 
 GROUPS = 10
 """Groups of repeats, by whose differences the errors of variances are judged."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ppl_vae.errors import ProgramError, first_line
+from ppl_vae.errors import OptionError, ProgramError, first_line
 from ppl_vae.infer.quantile import normal_quantile, short_normal_quantile
 
 log = logging.getLogger(__name__)
@@ -179,9 +179,7 @@ def lean(graph: GraphModule, inputs: Sequence[Tensor]) -> GraphModule:
     with torch.no_grad():
         watched.run(*inputs)
     for node in graph.graph.nodes:
-        if node.op != "call_function" or any(
-            user.op == "output" for user in node.users
-        ):  # those are to be the caller's
+        if node.op != "call_function":
             continue
         key = (node.target, str(node.args), str(node.kwargs))
         if node in watched.constants:
@@ -233,48 +231,51 @@ def looped(step: Flat, state: Sequence[Tensor], held: Sequence[Tensor], stacks: 
 
     Args:
         step: (state, held, what belongs to one step) to its sums, whether it was good, as () of bool, and the next state.
-        state: what steps change.
+        state: what steps change, in place: an optimiser's step is limited by memory, and half of it would be copies.
         held: what they only read.
         stacks: (L, ...) of what belongs to each step.
 
-    Returns: a graph of (state, n, held, stacks) to the steps that were good, the sums over them and the one that was not,
-        and the last state.
+    Returns: a graph of (n, state, held, stacks) to the steps that were good, and the sums over them and the one that was
+        not.
     """
     kept, read = len(state), len(held)
 
-    def body(j: Tensor, good: Tensor, sums: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        rest = tensors[kept + 1 :]
+    def body(j: Tensor, good: Tensor, sums: Tensor, n: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        state, rest = tensors[:kept], tensors[kept:]
         of_step = [stack.index_select(0, j.reshape(1)).squeeze(0) for stack in rest[read:]]
-        found, well, following = step(tensors[:kept], rest[:read], of_step)
-        return j + well.to(j.dtype), well.clone(), sums + found, *(v.contiguous() for v in following)
+        found, well, following = step(state, rest[:read], of_step)
+        for before, after in zip(state, following):
+            before.copy_(after)
+        return j + well.to(j.dtype), well.clone(), sums + found
 
-    def goes_on(j: Tensor, good: Tensor, sums: Tensor, *tensors: Tensor) -> Tensor:
-        return torch.logical_and(j < tensors[kept], good)
+    def goes_on(j: Tensor, good: Tensor, sums: Tensor, n: Tensor, *tensors: Tensor) -> Tensor:
+        return torch.logical_and(j < n, good)
 
     device = state[0].device
     j, n = torch.zeros((), dtype=torch.int64, device=device), torch.ones((), dtype=torch.int64, device=device)
     good = torch.ones((), dtype=torch.bool, device=device)
     with torch.no_grad():
         sums = torch.zeros_like(step(state, held, [stack[0] for stack in stacks])[0])
-    inputs = [j, good, sums, *state, n, *held, *stacks]
+    carried, fixed = [j, good, sums], [n, *state, *held, *stacks]
     root = nn.Module()
-    root.body = written(body, inputs)
-    root.condition = written(goes_on, inputs)
-    outer, carried = Graph(), 3 + kept
-    heads = [outer.placeholder(f"in{i}") for i in range(len(inputs) - 3)]
+    root.body = written(body, [*carried, *fixed])
+    root.condition = written(goes_on, [*carried, *fixed])
+    outer = Graph()
+    heads = [outer.placeholder(f"in{i}") for i in range(len(fixed))]
     start = [
         outer.call_function(
-            torch.ops.aten.full.default, (list(v.shape), v.dtype == torch.bool), {"dtype": v.dtype, "device": device}
+            aten.full.default, (list(v.shape), v.dtype == torch.bool), {"dtype": v.dtype, "device": device}
         )
-        for v in (j, good, sums)
+        for v in carried
     ]
-    heads = [*start, *heads]
     condition, of_body = outer.get_attr("condition"), outer.get_attr("body")
     ran = outer.call_function(
-        torch.ops.higher_order.while_loop, (condition, of_body, tuple(heads[:carried]), tuple(heads[carried:]))
+        torch.ops.higher_order.while_loop,
+        (condition, of_body, tuple(start), tuple(heads)),
+        {"mutated_arg_indices": ",".join(str(4 + i) for i in range(kept))},  # of the state, after three carried and n
     )
-    steps, _, total, *last = [outer.call_function(getitem, (ran, i)) for i in range(carried)]
-    outer.output((steps, total, *last))
+    steps, _, total = [outer.call_function(getitem, (ran, i)) for i in range(len(carried))]
+    outer.output((steps, total))
     return GraphModule(root, outer)
 
 
@@ -353,6 +354,12 @@ def _beforehand(call: Flat, graph: GraphModule, inputs: Sequence[Tensor], same: 
 
 
 # ---- functions that are called again and again
+
+
+def check_choice(compiled: bool | str) -> None:
+    """Raises: OptionError."""
+    if compiled not in (True, False, "traced", "auto"):
+        raise OptionError(f"compiled: got {compiled!r}, expected True, False, 'traced' or 'auto'")
 
 
 def worth(choice: bool | str, amount: float, tracing: float, compiling: float, on_cpu: bool) -> list[bool]:

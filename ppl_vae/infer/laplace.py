@@ -13,7 +13,6 @@ from ppl_vae.errors import OptionError, ProgramError, number, whole
 from ppl_vae.infer.draws import (
     batch_of,
     check,
-    in_mode,
     jacobians,
     log_densities,
     log_prob_per_feature,
@@ -22,7 +21,7 @@ from ppl_vae.infer.draws import (
     shared_key,
 )
 from ppl_vae.infer.noise import Keyed
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import in_mode, isolated
 from ppl_vae.model.conditional import Decoder, Encoder
 from ppl_vae.model.vae import VAE
 from ppl_vae.model.weights import WeightPrior, normals, site

@@ -16,12 +16,12 @@ from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, choose, number, whole
 from ppl_vae.infer import hmc
 from ppl_vae.infer.curvature import mode
-from ppl_vae.infer.draws import Draws, batch_of, check, each_block, facts, in_mode, joined, row_blocks, row_keys
+from ppl_vae.infer.draws import Draws, batch_of, check, each_block, facts, joined, row_blocks, row_keys
 from ppl_vae.infer.joint import Joint, blocks
 from ppl_vae.infer.noise import mix, step_keys, uniforms
 from ppl_vae.infer.psis import installed, k_hats
 from ppl_vae.infer.refine import RowFlow, RowNormal, normals, refined, start
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 
 STARTS = 32
 """Draws of the encoder from whose mean and standard deviation the others start."""
@@ -94,7 +94,7 @@ def _by_block(
     vae: Any, batch: Batch, held: int, seed: int, draw: Callable[[Callable[..., Joint], Tensor], Draws]
 ) -> Draws:
     """`draw` for as many rows as `held` draws of each allow, given a maker of joints of S draws, and the rows' keys."""
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         check(vae, batch, read_guide=False)
         found = []
         for _, block in blocks(batch, max(held, STARTS)):
@@ -171,7 +171,7 @@ def _laplace(vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = 
 
 def _sir(vae: Any, batch: Batch, num_draws: int, seed: int, *, candidates: int | None = None) -> Draws:
     candidates, keys = candidates or 20 * num_draws, mix(row_keys(batch, seed) + 3)
-    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, seed):
         check(vae, batch)
         found, met = [], 0
         for block in row_blocks(vae, batch, candidates, seed, pad=False):

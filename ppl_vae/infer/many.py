@@ -23,6 +23,8 @@ from ppl_vae.options import FitOptions
 log = logging.getLogger(__name__)
 
 Stacked = list[Tensor]
+Places = tuple[Batch, OfStep, Tensor]
+"""Of some steps of a fit, see `TracedStep.places`."""
 
 
 def fit_many(
@@ -161,13 +163,14 @@ class ManySteps:
             for first in range(0, len(plans[0].batches), self.first.together):
                 part = slice(first, first + self.first.together)
                 some = [Plan(p.batches[part], p.factors[part], p.kl_weights[part]) for p in plans]
-                given = [member.given(*plan) for member, plan in zip(self.members, some)]
+                given = [member.places(*plan) for member, plan in zip(self.members, some)]
                 n = len(some[0].batches)
-                good, sums, states = self._run(states, given, n)
+                good, sums = self._run(states, given, n)
                 for member, plan, own in zip(self.members, some, sums):
                     member.went(plan.batches[:good], own.tolist())
                 if good < n:
-                    self._refuse(states, given, some, good, sums)
+                    self._hand_back(states)
+                    self._refuse(given, some, good, sums)
         finally:
             self._hand_back(states)
 
@@ -175,16 +178,13 @@ class ManySteps:
         for j, member in enumerate(self.members):
             torch._foreach_copy_(member.inputs.state, [v[j] for v in states])
 
-    def _refuse(
-        self, states: Stacked, given: list[tuple[Batch, OfStep]], plans: list[Plan], place: int, sums: Tensor
-    ) -> None:
-        self._hand_back(states)
+    def _refuse(self, given: list[Places], plans: list[Plan], place: int, sums: Tensor) -> None:
         at_fault = int((~torch.isfinite(sums).all(1)).nonzero()[0])
-        plan, run = plans[at_fault], self.runs[at_fault]
+        plan, run, (data, own, _) = plans[at_fault], self.runs[at_fault], given[at_fault]
         with run.room():
             try:
                 self.members[at_fault].refuse(
-                    *given[at_fault], plan.batches[place], place, plan.kl_weights[place], run.history
+                    data, own, plan.batches[place], place, plan.kl_weights[place], run.history
                 )
             except NonFiniteError as error:
                 error.args = (f"fit number {at_fault}: {error}",)
@@ -192,20 +192,28 @@ class ManySteps:
 
     # -- the graph
 
-    def _flat(self, given: list[tuple[Batch, OfStep]]) -> tuple[list[Tensor], Stacked]:
+    def _flat(self, given: list[Places]) -> tuple[list[Tensor], Stacked]:
         """What steps only read, the columns first, then what belongs to each, (L, M, ...)."""
-        read = [member.inputs.read(data) for member, (data, _) in zip(self.members, given)]
+        read = [member.inputs.read(data) for member, (data, _, _) in zip(self.members, given)]
         columns = len(read[0]) - len(self.first.inputs.held)
         shared = self.first.all_rows
         held = [*(read[0][:columns] if shared else _stacked([own[:columns] for own in read]))]
         held += _stacked([own[columns:] for own in read])
-        return held, [torch.stack(v, 1) for v in zip(*(own.flat for _, own in given))]
+        where, present, scalars = (torch.stack(v, 1) for v in zip(*(own.flat for _, own, _ in given)))
+        noise = self.first.noise_of(*self._keys(given))
+        return held, [where, present, scalars, *(v.unflatten(0, where.shape[:2]) for v in noise)]
 
-    def _run(self, states: Stacked, given: list[tuple[Batch, OfStep]], n: int) -> tuple[int, Tensor, Stacked]:
+    def _keys(self, given: list[Places]) -> tuple[Tensor, Tensor]:
+        """Of the rows of all steps of all fits, (L M, b), and which rows count."""
+        keys, present = (torch.stack(v, 1) for v in zip(*((keys, own.present) for _, own, keys in given)))
+        return keys.flatten(0, 1), present.flatten(0, 1)
+
+    def _run(self, states: Stacked, given: list[Places], n: int) -> tuple[int, Tensor]:
+        """So many steps from these states, which they change: how many were good, and their sums."""
         held, stacks = self._flat(given)
         count = torch.tensor(n, device=stacks[0].device)
-        good, sums, *following = self.run(*states, count, *held, *self.first.constants, *stacks)
-        return int(good), sums, following
+        good, sums = self.run(count, *states, *held, *self.first.constants, *stacks)
+        return int(good), sums
 
     def _compile(self) -> None:
         """Compile a step of all in a loop, and compare it to the programs of each.
@@ -214,7 +222,8 @@ class ManySteps:
         """
         numbers = [member.rows.train[: member.size] for member in self.members]
         pixels = [member.rows.noise.get_state() for member in self.members]
-        given = [member.given([rows], [1.0], [0.5]) for member, rows in zip(self.members, numbers)]
+        given = [member.places([rows], [1.0], [0.5]) for member, rows in zip(self.members, numbers)]
+        self.first.compile_noise(*self._keys(given))
         states = _stacked([member.inputs.state for member in self.members])
         held, stacks = self._flat(given)
         columns = len(held) - len(self.first.inputs.held)
@@ -230,8 +239,8 @@ class ManySteps:
 
         held = [*held, *constants]
         loop = graphs.looped(of_step, states, held, stacks)
-        self.run = graphs.compiled(loop, [*states, torch.tensor(1, device=stacks[0].device), *held, *stacks])
-        _, found, _ = self._run(states, given, 1)
+        self.run = graphs.compiled(loop, [torch.tensor(1, device=stacks[0].device), *states, *held, *stacks])
+        _, found = self._run(states, given, 1)
         for j, (member, run) in enumerate(zip(self.members, self.runs)):
             member.rows.noise.set_state(pixels[j])
             with run.room():

@@ -28,6 +28,26 @@ def isolated(vae: Any, seed: int = 0) -> Iterator[None]:
             remember(vae)
 
 
+@contextmanager
+def reading(vae: Any, seed: int = 0) -> Iterator[None]:
+    """Run programs of `vae` to read something off: `isolated`, in evaluation mode, without gradients."""
+    with isolated(vae, seed), torch.no_grad(), in_mode(vae, training=False):
+        yield
+
+
+@contextmanager
+def in_mode(vae: Any, training: bool) -> Iterator[None]:
+    """Modules in training or evaluation mode inside, each in its own mode again after."""
+    modes = [(module, module.training) for module in vae.modules()]
+    try:
+        for module, _ in modes:
+            module.training = training
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def remember(vae: Any) -> None:
     """Keep the parameters that the programs of `vae` themselves put into Pyro's store, for the next call.
 

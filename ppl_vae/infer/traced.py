@@ -241,7 +241,7 @@ class TracedStep:
             self._write(numbers, others)
             self._check_objective(others)
         else:  # what it gives is compared to the programs of this fit by the caller
-            self.rest, self.constants, self.draw, self.prepare = like.rest, like.constants, like.draw, like.prepare
+            self.rest, self.constants = like.rest, like.constants
 
     def function(self) -> Flat:
         """What there is a graph of."""
@@ -362,6 +362,13 @@ class TracedStep:
 
     def given(self, batches: list[Tensor], factors: list[float], kl_weights: list[float]) -> tuple[Batch, OfStep]:
         """The data that some steps pick their rows from, and what belongs to each; filled up to so many steps."""
+        data, own, keys = self.places(batches, factors, kl_weights)
+        return data, own._replace(noise=self.noise_of(keys, own.present))
+
+    def places(
+        self, batches: list[Tensor], factors: list[float], kl_weights: list[float]
+    ) -> tuple[Batch, OfStep, Tensor]:
+        """As `given`, but keys (L, b) in the place of noise."""
         m, b = self.together, self.size
         sizes = [len(numbers) for numbers in batches]
         numbers, place = torch.stack([filled(own, b) for own in batches]), torch.arange(b)[None]
@@ -375,8 +382,11 @@ class TracedStep:
         scalars = self._scalars(sizes, factors, kl_weights).to(data.x)
         keys = keys_by_step(numbers, self.eager.seed, range(self.number, self.number + len(batches)))
         where, present, scalars, keys = (filled(v.to(keys.device), m) for v in (where, present, scalars, keys))
-        noise = self.prepare(*self.draw(keys, present, *self.noise.counted))
-        return data, OfStep(where, present, scalars, tuple(v.contiguous() for v in noise))
+        return data, OfStep(where, present, scalars, ()), keys
+
+    def noise_of(self, keys: Tensor, present: Tensor) -> tuple[Tensor, ...]:
+        """What the graph takes in for noise, of rows with these keys, (L, b)."""
+        return tuple(v.contiguous() for v in self.prepare(*self.draw(keys, present, *self.noise.counted)))
 
     def _scalars(self, sizes: list[int], factors: list[float], kl_weights: list[float]) -> Tensor:
         rows, factor, kl_weight = (torch.tensor(v, dtype=torch.float64) for v in (sizes, factors, kl_weights))

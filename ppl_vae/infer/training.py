@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
+from ppl_vae.infer import graphs
 from ppl_vae.infer.compiled import with_graph
-from ppl_vae.infer.draws import expect_model, facts, in_mode, row_blocks
+from ppl_vae.infer.draws import expect_model, facts, row_blocks
 from ppl_vae.infer.handlers import Tally, surroundings
 from ppl_vae.infer.history import History
 from ppl_vae.infer.noise import step_keys
@@ -25,7 +26,7 @@ from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.optim import SCHEDULES, OneOptimizer
 from ppl_vae.infer.precision import PRECISIONS, refuse_rounding
 from ppl_vae.infer.rows import PIXELS, Rows
-from ppl_vae.infer.scope import isolated, remember
+from ppl_vae.infer.scope import in_mode, isolated, remember
 from ppl_vae.options import FitOptions as Default
 
 ROUNDED_ROWS, ROUNDED_DRAWS = 256, 32
@@ -189,8 +190,7 @@ class Options:
         for callback in self.callbacks:
             if not callable(callback):
                 raise OptionError(f"callbacks: got {callback!r}, expected functions of a model and a history")
-        if compiled not in (True, False, "traced", "auto"):
-            raise OptionError(f"compiled: got {compiled!r}, expected True, False, 'traced' or 'auto'")
+        graphs.check_choice(compiled)
         self.objective, self.lr = objective, number("lr", lr, inclusive=True)
         self.particles, self.epochs = whole("particles", particles), whole("epochs", epochs)
         self.batch_size, self.kl_warmup = whole("batch_size", batch_size), whole("kl_warmup", kl_warmup, 0)

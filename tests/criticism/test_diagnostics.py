@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import ppl_vae as pv
-from ppl_vae.criticism.checks import CHECKS, counted, effective, mean_of, spaced
+from ppl_vae.criticism.aggregate import mean_of
+from ppl_vae.criticism.checks import CHECKS, counted, effective, spaced
 from ppl_vae.criticism.diagnostics import diagnose
 from ppl_vae.model.linear import PPCA
 

@@ -7,8 +7,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.criticism.simulation import pattern, replicates, simulate
-from ppl_vae.infer.draws import in_mode
-from ppl_vae.infer.scope import isolated
+from ppl_vae.infer.scope import reading
 from ppl_vae.model.linear import PPCA
 
 RANDOM = np.random.RandomState(0)
@@ -16,7 +15,7 @@ X = RANDOM.randn(60, 2) @ RANDOM.randn(2, 4) + 0.5 * RANDOM.randn(60, 4)
 
 
 def within(vae, run):
-    with isolated(vae, 0), torch.no_grad(), in_mode(vae, training=False):
+    with reading(vae, 0):
         return run()
 
 

@@ -7,7 +7,8 @@ import torch
 from pyro import poutine
 
 import ppl_vae as pv
-from ppl_vae.infer.draws import Draws, batch_of, in_mode
+from ppl_vae.infer.draws import Draws, batch_of
+from ppl_vae.infer.scope import in_mode
 
 RANDOM = np.random.RandomState(0)
 X = (RANDOM.randn(500, 2) @ RANDOM.randn(2, 6) + 0.5 * RANDOM.randn(500, 6)).astype("float32")
