@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppl_vae import testing as testing
     from ppl_vae.criticism import plots as plots
+    from ppl_vae.criticism.calibration import Calibration as Calibration
+    from ppl_vae.criticism.calibration import calibrate as calibrate
     from ppl_vae.criticism.compare import Candidate as Candidate
     from ppl_vae.criticism.compare import compare as compare
     from ppl_vae.criticism.comparison import Comparison as Comparison
     from ppl_vae.criticism.diagnostics import Diagnosis as Diagnosis
     from ppl_vae.criticism.diagnostics import diagnose as diagnose
+    from ppl_vae.criticism.explanation import Explanation as Explanation
+    from ppl_vae.criticism.explanation import explain as explain
     from ppl_vae.criticism.gaps import gaps as gaps
     from ppl_vae.criticism.imputation import Imputed as Imputed
     from ppl_vae.criticism.imputation import impute as impute
@@ -72,15 +76,18 @@ if TYPE_CHECKING:
     from ppl_vae.model.linear import PCA as PCA
     from ppl_vae.model.linear import PPCA as PPCA
     from ppl_vae.model.vae import VAE as VAE
+    from ppl_vae.use.estimator import VAEDetector as VAEDetector
     from ppl_vae.use.store import load as load
     from ppl_vae.use.store import save as save
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "criticism.calibration": "Calibration calibrate",
     "criticism.compare": "Candidate compare",
     "criticism.comparison": "Comparison",
     "criticism.diagnostics": "Diagnosis diagnose",
+    "criticism.explanation": "Explanation explain",
     "criticism.gaps": "gaps",
     "criticism.imputation": "Imputed impute",
     "criticism.inference_data": "to_arviz",
@@ -110,6 +117,7 @@ _HOMES = {
     "model.flows": "Flow",
     "model.linear": "PCA PPCA",
     "model.vae": "VAE",
+    "use.estimator": "VAEDetector",
     "use.store": "load save",
 }
 _MODULES = {"datasets": "data.datasets", "plots": "criticism.plots", "testing": "testing"}

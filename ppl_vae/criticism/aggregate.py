@@ -1,5 +1,6 @@
 """The aggregate posterior q(z), the mixture of q(z|x) over rows: what z tells of the row, and how far q(z) is from p(z)."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -94,7 +95,6 @@ def aggregate(vae: Any, batch: Batch, num_draws: int = 1000, seed: int = 0) -> A
 def _mixture(vae: Any, batch: Batch, guide: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """Of draws (S, n, ...) of every row: log q(z|x) of the own row, of the mixture of all, of all others, (S, n) each."""
     draws, n = guide["z"]["value"].shape[:2]
-    args, given = batch.arguments()
     flat, shared = {}, {}
     for name, site in guide.items():
         value = site["value"]
@@ -102,23 +102,36 @@ def _mixture(vae: Any, batch: Batch, guide: dict[str, Any]) -> tuple[Tensor, Ten
             flat[name] = value.reshape(draws * n, 1, *value.shape[2:])
         else:  # q(z|x) does not depend on them: one draw will do, which may be all weights of a net
             shared[name] = value[:1]
-    size = max(1, CELLS // (n * flat["z"].shape[-1]))
     found = []
-    for start in range(0, draws * n, size):
-        values = {name: value[start : start + size] for name, value in flat.items()}
-        many = len(values["z"])
-        of_rows = {name: value.expand(many, n, *value.shape[2:]) for name, value in values.items()}
-        trace = holding(of_rows | {name: value.expand(many, *value.shape[1:]) for name, value in shared.items()})
-        q = sample_sites(poutine.trace(poutine.replay(plated(vae.guide, many), trace=trace)).get_trace(*args, **given))
-        terms = [site["fn"].log_prob(site["value"]).double() for site in q.values() if is_local(site)]
-        log_q = sum(terms, start=torch.zeros(())).expand(many, n)
-        rows = torch.arange(start, start + many, device=log_q.device)[:, None] % n
+    for start, log_q in log_q_of_rows(vae, batch, flat, shared):
+        rows = torch.arange(start, start + len(log_q), device=log_q.device)[:, None] % n
         own = log_q.gather(1, rows)
         others = log_q.scatter(1, rows, -torch.inf).logsumexp(1, keepdim=True)
         found.append(torch.cat([own, torch.logaddexp(own, others), others], 1))
     own, inside, outside = (column.view(draws, n) for column in torch.cat(found).T)
     log_n, log_others = (torch.log(torch.tensor(float(m))) for m in (n, n - 1))
     return own, inside - log_n, outside - log_others
+
+
+def log_q_of_rows(
+    vae: Any, batch: Batch, values: dict[str, Tensor], shared: dict[str, Tensor]
+) -> Iterator[tuple[int, Tensor]]:
+    """log q(z|x_i) of some z at a time at all n rows: where they start, and (many, n). To be called inside `reading`.
+
+    Args:
+        values: of the local sites, (M, 1, ...).
+        shared: of the other sites, (1, ...).
+    """
+    n, (args, given) = len(batch.x), batch.arguments()
+    size = max(1, CELLS // (n * values["z"].shape[-1]))
+    for start in range(0, len(values["z"]), size):
+        some = {name: value[start : start + size] for name, value in values.items()}
+        many = len(some["z"])
+        of_rows = {name: value.expand(many, n, *value.shape[2:]) for name, value in some.items()}
+        trace = holding(of_rows | {name: value.expand(many, *value.shape[1:]) for name, value in shared.items()})
+        q = sample_sites(poutine.trace(poutine.replay(plated(vae.guide, many), trace=trace)).get_trace(*args, **given))
+        terms = [site["fn"].log_prob(site["value"]).double() for site in q.values() if is_local(site)]
+        yield start, sum(terms, start=torch.zeros(())).expand(many, n)
 
 
 def _same_prior(vae: Any, batch: Batch, guide: dict[str, Any]) -> bool:

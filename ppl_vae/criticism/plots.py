@@ -289,7 +289,7 @@ def _score_name(scores: Scores | np.ndarray) -> str:
     if not isinstance(scores, Scores):
         return "score"
     known = SCORES.get(scores.scoring)
-    unit = "" if known is None else ", nats a row" if known.density else ", squared encoded units"
+    unit = "" if known is None else ", nats a row" if known.nats else ", squared encoded units"
     return scores.scoring.replace("_", " ") + unit
 
 

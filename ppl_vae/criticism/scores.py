@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.criticism.beyond import BEYOND, beyond
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import DataError, OptionError, choose, number, whole
 from ppl_vae.infer.blocks import reader
@@ -92,6 +93,11 @@ def log_weight(draws: Draws) -> Tensor:
     return draws.log_weight
 
 
+def log_ratio(draws: Draws) -> Tensor:
+    """log p(z) - log q(z|x), (S, n)."""
+    return draws.log_prior - draws.log_q
+
+
 def observed(draws: Draws) -> Tensor:
     """Summed over features, (S, n)."""
     assert draws.observed is not None
@@ -105,7 +111,7 @@ class Score(NamedTuple):
         read: draws to (S, n).
         reduce: (S, ...) to a value and its standard error.
         per_feature: the part of each feature, a function of the likelihood's site; None where there is none.
-        density: whether it is a log density, with a unit and a Jacobian.
+        nats: whether it is in nats; else in squared encoded units.
         weighs: whether it needs a proper prior.
         text: what it is, and its source.
     """
@@ -113,7 +119,7 @@ class Score(NamedTuple):
     read: Callable[[Draws], Tensor]
     reduce: Callable[[Tensor], tuple[Tensor, Tensor]]
     per_feature: Callable[[Any], Tensor] | None
-    density: bool
+    nats: bool
     weighs: bool
     text: str
 
@@ -135,6 +141,10 @@ SCORES: dict[str, Score] = {
         log_weight, log_mean_exp, None, True, True,
         "log (1/S) sum_s p(x,z_s)/q(z_s|x), log p(x) from below on average (Burda et al. 2016, eq. 8)",
     ),
+    "kl_to_prior": Score(
+        log_ratio, mean, None, True, True,
+        "-KL(q(z|x) || p(z)): how much of its own a row asks of z",
+    ),
     "reconstruction_error": Score(
         observed, mean, minus_squared_error, False, False,
         "-E_q|x - E[x|z]|^2 in squared encoded units: no density, and negative so that higher is more normal",
@@ -145,7 +155,7 @@ SCORES: dict[str, Score] = {
 def score(
     vae: Any,
     data: Any,
-    scoring: str = "reconstruction_probability",
+    scoring: str | tuple[str, dict[str, Any]] = "reconstruction_probability",
     num_draws: int = 64,
     seed: int = 0,
     per_feature: bool = False,
@@ -166,8 +176,11 @@ def score(
         data: n rows.
         scoring: "reconstruction_probability" log (1/S) sum_s p(x|z_s), z_s ~ q(z|x) (An & Cho 2015, algorithm 4);
             "expected_log_likelihood" E_q[log p(x|z)] (An & Cho 2015); "elbo" and "iwae", the lower bounds of
-            log p(x) (Kingma & Welling 2013, eq. 2; Burda et al. 2016, eq. 8); "reconstruction_error" -E_q|x - E[x|z]|^2,
-            in squared encoded units.
+            log p(x) (Kingma & Welling 2013, eq. 2; Burda et al. 2016, eq. 8); "kl_to_prior" -KL(q(z|x) || p(z));
+            "reconstruction_error" -E_q|x - E[x|z]|^2, in squared encoded units. Or a name of `BEYOND` (`beyond.py`), with
+            its options as (name, options): "likelihood_regret"; ("likelihood_ratio", {"background": model});
+            ("typicality", {"normal": rows}); ("aggregate_posterior", {"normal": rows}); "input_complexity"; and of an
+            ensemble "waic" and "disagreement".
         num_draws: S.
         seed: of the noise.
         per_feature: also give each feature's part (n, d); not for elbo and iwae, which have none. The reconstruction
@@ -188,7 +201,20 @@ def score(
         >>> bool(np.allclose(score(ppca, x, "iwae").values, ppca.log_prob(x), atol=1e-8))  # the guide is exact
         True
     """
-    how = choose("scoring", scoring, SCORES)
+    scoring, options = scoring if isinstance(scoring, tuple) and len(scoring) == 2 else (scoring, {})
+    choose("scoring", scoring, SCORES | BEYOND)
+    if scoring in BEYOND:
+        if per_feature or draws is not None:
+            raise OptionError(f"scoring: got {scoring!r} with per_feature or draws, which it has no use for")
+
+        def likelihood(model: Any, rows: Any, of: str) -> tuple[np.ndarray, np.ndarray]:
+            found = score(model, rows, of, num_draws, seed, compiled=compiled)
+            return found.values, found.mcse
+
+        return Scores(*beyond(vae, data, scoring, options, likelihood, whole("num_draws", num_draws), seed), scoring)
+    if options:
+        raise OptionError(f"scoring: got options with {scoring!r}, which has none")
+    how = SCORES[scoring]
     if per_feature and how.weighs:
         raise OptionError(f"per_feature: got scoring={scoring!r}, whose KL term has no parts by feature")
     pieces = Pieces(vae, data)
@@ -198,7 +224,7 @@ def score(
         raise OptionError(
             f"scoring: got {scoring!r} for {what}, where it bounds nothing; expected a score of log p(x|z)"
         )
-    if not how.density and (column := _without_error(vae)):
+    if not how.nats and (column := _without_error(vae)):
         raise OptionError(f"scoring: got {scoring!r} with the column {column}, whose codes have no squared error")
     observe = how.per_feature if per_feature or how.read is observed else None
     certain, read = known.point and not known.shared, Reading(how, per_feature)
@@ -239,7 +265,7 @@ def _in_order(pieces: Pieces, figures: Callable[[Batch], Iterable[list[np.ndarra
 
 def _in_own_units(vae: Any, how: Score, batch: Batch, blocks: list[tuple[Tensor, ...]]) -> Iterator[list[np.ndarray]]:
     """Values, errors and each feature's part (h, d), block by block, of the data in its own units."""
-    jacobian = np.array(vae.schema.log_jacobians) if how.density and vae.schema is not None else np.zeros(1)
+    jacobian = np.array(vae.schema.log_jacobians) if how.nats and vae.schema is not None else np.zeros(1)
     start = 0
     for values, errors, *features in ([part.numpy(force=True) for part in block] for block in blocks):
         rows = slice(start, start + len(values))

@@ -137,7 +137,8 @@ class Pieces:
         expect_model(vae)
         self.vae, self.data = vae, data
         ours = getattr(getattr(type(vae), "batch", None), "__module__", "").startswith("ppl_vae.")
-        self.parts = in_parts(data, CELLS) if ours else [data]  # a model's own encoding may want all of the data
+        in_pieces = ours and not isinstance(data, Batch)
+        self.parts = in_parts(data, CELLS) if in_pieces else [data]  # a model's own encoding may want all of the data
         self.first = self._encoded(self.parts[0])
         sizes = [len(part.values if isinstance(part, Table) else part) for part in self.parts[1:]]
         self.rows = len(self.first.x) + sum(sizes)

@@ -187,7 +187,9 @@ class VAE(nn.Module):
                 pyro.module(f"{key(self)}.{name}", part)
 
     def batch(self, data: Any, minimum_rows: int = 1) -> Batch:
-        """`data` as encoded tensors of this model's dtype and device, checked against its schema."""
+        """`data` as encoded tensors of this model's dtype and device, checked against its schema; a `Batch` as it is."""
+        if isinstance(data, Batch):
+            return data
         like = next((p for p in [*self.parameters(), *self.buffers()] if p.is_floating_point()), torch.zeros(0))
         schema = self.schema or Schema.of(data)
         return schema.tensors(data, minimum_rows=minimum_rows, dtype=like.dtype, device=like.device)

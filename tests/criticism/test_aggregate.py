@@ -129,7 +129,7 @@ def test_errors_where_rows_share_a_draw(monkeypatch):
     error = parts.mean_of(terms)[1]
     assert abs(error * 20 - 1) < 4 / 800**0.5 + 1e-3 and parts._mean(terms)[1] < 0.2 * error
     used = []
-    monkeypatch.setattr(parts, "_mean_of_common", lambda terms: used.append(1) or (0.0, 0.0))
+    monkeypatch.setattr(parts, "mean_of", lambda terms: used.append(1) or (0.0, 0.0))
     frame = pd.DataFrame(X, columns=list("abcd")).assign(site="u")
     grouped = pv.build(frame, latent=2, hidden=(4,), group="site", prior="hierarchical")
     aggregate(grouped, grouped.batch(frame))

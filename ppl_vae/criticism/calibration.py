@@ -1,0 +1,305 @@
+"""From scores to decisions with an error rate: rows are judged against rows that are known to be normal."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppl_vae.criticism.compare import Candidate
+from ppl_vae.criticism.conformal import RULES, p_values, threshold
+from ppl_vae.criticism.predictive import generate
+from ppl_vae.criticism.scores import score
+from ppl_vae.data.schema import Batch
+from ppl_vae.errors import OptionError, choose, number, whole
+from ppl_vae.infer.draws import batch_of
+from ppl_vae.infer.training import fit
+
+LEVEL, DELTA = 0.05, 0.1
+SIMULATED = 1000
+"""Rows that are simulated for cells that no calibration row has."""
+STRADDLES = 2.0
+"""Monte Carlo standard errors within which a score is not told from its threshold."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Decisions:
+    """Of m rows.
+
+    Attributes:
+        anomalous: (m,) of bool, p <= level.
+        unsure: (m,) of bool: two Monte Carlo standard errors of the score more or less would turn the decision; further
+            draws tell.
+        p_values: (m,).
+        scores: (m,), higher = more normal; of folds their mean.
+        mcse: (m,) of the scores.
+    """
+
+    anomalous: np.ndarray
+    unsure: np.ndarray
+    p_values: np.ndarray
+    scores: np.ndarray
+    mcse: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Decisions({self.anomalous.sum()} of {len(self.anomalous)} anomalous, {self.unsure.sum()} unsure)"
+
+
+class Fold:
+    """A fitted model, and rows that it was not fitted to.
+
+    Args:
+        vae: the model.
+        batch: n encoded rows.
+        options: of `score`.
+    """
+
+    def __init__(self, vae: Any, batch: Batch, options: dict[str, Any]) -> None:
+        self.vae, self.batch, self.options = vae, batch, options
+        self.scores = score(vae, batch, **options).values
+        self.patterns, self.which = patterns(batch)
+        self._hidden: dict[bytes, np.ndarray] = {}
+
+    def reference(self, pattern: np.ndarray, enough: float) -> np.ndarray:
+        """Ascending scores of normal rows with this pattern of cells: log densities of other cells do not compare.
+
+        Those of rows with the same pattern, if there are enough; else of rows that have all of these cells, the others
+        hidden; if there are none, of rows that the model simulates.
+        """
+        same = np.all(self.patterns == pattern, 1)[self.which]
+        if same.sum() >= enough or same.all():
+            return np.sort(self.scores[same])
+        key = pattern.tobytes()
+        if key not in self._hidden:
+            covers = np.all(self.patterns >= pattern, 1)[self.which]
+            rows = self.batch.rows(torch.from_numpy(np.flatnonzero(covers))) if covers.any() else self._simulated()
+            self._hidden[key] = np.sort(score(self.vae, hidden(rows, pattern), **self.options).values)
+        return self._hidden[key]
+
+    def _simulated(self) -> Batch:
+        n = SIMULATED if self.batch.c is None and self.batch.group is None else None
+        if n is None:
+            raise OptionError(
+                "data: got rows with cells that no calibration row has, and a model that is given columns; expected "
+                "calibration rows with these cells"
+            )
+        return batch_of(self.vae, generate(self.vae, n, self.options["seed"]))
+
+
+def patterns(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct patterns (r, d + 1) of cells that are there, the class last, and which of them each row has, (n,)."""
+    n, d = len(batch.x), batch.x.flatten(1).shape[1]
+    if batch.mask is None and batch.label is None:
+        return np.ones((1, d + 1), bool), np.zeros(n, int)
+    seen = torch.ones(n, d, dtype=torch.bool) if batch.mask is None else batch.mask.cpu()
+    known = torch.ones(n, dtype=torch.bool) if batch.label is None else (batch.label >= 0).cpu()
+    found, which = np.unique(torch.cat([seen, known[:, None]], 1).numpy(), axis=0, return_inverse=True)
+    return found, which.reshape(-1)
+
+
+def hidden(batch: Batch, pattern: np.ndarray) -> Batch:
+    """The same rows with all cells hidden but those of a pattern."""
+    seen = torch.from_numpy(pattern).to(batch.x.device)
+    label = batch.label if batch.label is None or seen[-1] else torch.full_like(batch.label, -1)
+    if batch.mask is None:
+        return batch._replace(label=label)
+    mask = seen[:-1].expand(batch.x.shape).clone()
+    return batch._replace(x=torch.where(mask, batch.x, 0.0), mask=mask, label=label)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration:
+    """Scores of normal rows, against which others are judged; made by `calibrate`.
+
+    Attributes:
+        folds: models, each with rows that it was not fitted to.
+        level: largest p-value of rows that are flagged.
+        rule: a name of `RULES`.
+        delta: how often, over calibration rows, the rules "conditional" and "simultaneous" may fail.
+    """
+
+    folds: tuple[Fold, ...]
+    level: float
+    rule: str
+    delta: float
+
+    def __repr__(self) -> str:
+        flags = f"flags scores below {self.threshold:.4g}" if len(self.folds) == 1 else f"{len(self.folds)} folds"
+        scoring = self.folds[0].options["scoring"]
+        return f"Calibration({scoring} of {self.rows} rows, {self.rule!r} at level {self.level:g}, {flags})"
+
+    @property
+    def rows(self) -> int:
+        """n, of all folds."""
+        return sum(len(fold.scores) for fold in self.folds)
+
+    @property
+    def guarantee(self) -> str:
+        """What holds if the calibration rows and normal rows to come are exchangeable."""
+        if len(self.folds) == 1:
+            return RULES[self.rule].text
+        return (
+            "of normal rows to come, at most about twice the level is flagged on average, in practice about the level "
+            "(cross-conformal: Vovk 2015; Barber et al. 2021, theorem 4); nothing is proven of `select`"
+        )
+
+    @property
+    def threshold(self) -> float:
+        """Rows without holes are flagged below this score, in its unit; -inf: too few calibration rows for the level.
+
+        Raises: OptionError where each fold has its own.
+        """
+        if len(self.folds) > 1:
+            raise OptionError("threshold: got several folds, whose scores have no common one; expected p_values")
+        fold = self.folds[0]
+        reference = fold.reference(np.ones(fold.patterns.shape[1], bool), self._enough)
+        return threshold(self.rule, reference, self.level, self.delta)
+
+    def at(self, level: float, rule: str | None = None, delta: float | None = None) -> "Calibration":
+        """The same calibration rows at another level, or by another rule: nothing is fitted again."""
+        rule, delta = self.rule if rule is None else rule, self.delta if delta is None else delta
+        _check_rule(rule, len(self.folds))
+        return replace(self, level=_share("level", level), rule=rule, delta=_share("delta", delta))
+
+    def decide(self, data: Any) -> Decisions:
+        """Judge m rows: flag them, say which decisions are unsure, and how probable such scores are of normal rows.
+
+        Raises: as `score`.
+        """
+        batches = [batch_of(fold.vae, data) for fold in self.folds]
+        found = [score(fold.vae, batch, **fold.options) for fold, batch in zip(self.folds, batches)]
+        values, errors = [f.values for f in found], [np.nan_to_num(f.mcse) for f in found]
+        seen, which = patterns(batches[0])
+        p, low, high = (np.empty(len(which)) for _ in range(3))
+        for place, pattern in enumerate(seen):
+            rows = which == place
+            references = [fold.reference(pattern, self._enough) for fold in self.folds]
+            for of, shift in ((p, 0.0), (low, -STRADDLES), (high, STRADDLES)):
+                shifted = [v[rows] + shift * e[rows] for v, e in zip(values, errors)]
+                of[rows] = p_values(self.rule, references, shifted, self.delta)
+        unsure = (low <= self.level) != (high <= self.level)
+        return Decisions(p <= self.level, unsure, p, np.mean(values, 0), np.mean([f.mcse for f in found], 0))
+
+    def p_values(self, data: Any) -> np.ndarray:
+        """(m,): how probable so low a score is of a normal row."""
+        return self.decide(data).p_values
+
+    def predict(self, data: Any) -> np.ndarray:
+        """(m,) of bool: which rows are flagged as anomalous."""
+        return self.decide(data).anomalous
+
+    def select(self, data: Any, fdr: float = 0.1) -> np.ndarray:
+        """(m,) of bool: rows picked by Benjamini & Hochberg (1995), of which a share `fdr` is normal at most, on average.
+
+        P-values against the same calibration rows depend on each other positively, which does no harm (Bates et al. 2023,
+        theorem 2). The share is of the rows that are picked among these m.
+
+        Raises: as `score`.
+        """
+        from scipy.stats import false_discovery_control
+
+        return false_discovery_control(self.p_values(data), method="bh") <= _share("fdr", fdr)
+
+    @property
+    def _enough(self) -> float:
+        """Rows that can tell the level: the lowest p-value of n is 1 / (n + 1)."""
+        return math.ceil(1 / self.level - 1e-9) - 1
+
+
+def calibrate(
+    vae: Any,
+    data: Any,
+    *,
+    level: float = LEVEL,
+    rule: str = "conformal",
+    labels: Any = None,
+    folds: int = 5,
+    delta: float = DELTA,
+    scoring: str = "reconstruction_probability",
+    num_draws: int = 64,
+    seed: int = 0,
+) -> Calibration:
+    """Calibrate decisions on normal rows, so that of normal rows to come a chosen share is flagged, at most.
+
+    Args:
+        vae: a fitted model; `data` are then n rows that it was not fitted to (split conformal). Or a `Candidate`: it is
+            fitted to `data` without each of some folds in turn, and these calibrate (cross-conformal, Vovk 2015): all rows
+            serve twice, for a weaker guarantee. Its `make` sees all rows; what it takes from them, such as their scale,
+            should not tell one row from another.
+        data: n normal rows, or with `labels` those that are not marked. Anomalies among them only make flags rarer.
+        level: the share of normal rows that may be flagged (false-positive rate); below 1 / (n + 1) none is, but by "tail".
+        rule: "conformal" holds on average over calibration rows; "conditional" for all but a share delta of calibrations;
+            "simultaneous" the same at all levels; "tail" goes below 1 / (n + 1), asymptotically. `RULES` says more.
+        labels: (n,), 0 for normal rows, 1 for anomalous ones, which are left out.
+        folds: of a `Candidate`.
+        delta: how often "conditional" and "simultaneous" may fail.
+        scoring, num_draws, seed: as in `score`; of these rows and of all that are judged.
+
+    Returns: `Calibration`. A row with holes is compared to rows with the same holes; where these are too few for the
+        level, to rows whose other cells are hidden, which is right if what is missing does not depend on the values.
+
+    Raises: OptionError, DataError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(300, 4)
+        >>> calibration = calibrate(PPCA(2).fit(x[:100]), x[100:], level=0.1)
+        >>> calibration.predict([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]]).tolist()
+        [False, True]
+        >>> calibration.at(0.01).threshold < calibration.threshold
+        True
+    """
+    level, delta = _share("level", level), _share("delta", delta)
+    options = {"scoring": scoring, "num_draws": num_draws, "seed": seed}
+    if isinstance(vae, Candidate):
+        folds = whole("folds", folds, 2)
+        _check_rule(rule, folds)
+        return Calibration(tuple(_folds(vae, data, labels, folds, options)), level, rule, delta)
+    _check_rule(rule, 1)
+    batch = batch_of(vae, data)
+    fold = Fold(vae, batch if labels is None else batch.rows(_normal(labels, len(batch.x))), options)
+    return Calibration((fold,), level, rule, delta)
+
+
+def _folds(candidate: Candidate, data: Any, labels: Any, folds: int, options: dict[str, Any]) -> Iterator[Fold]:
+    """Each left out of what its model was fitted to."""
+    if candidate.objective is None:
+        raise OptionError("vae: got a candidate without an objective, expected one that is fitted to each fold's rest")
+    seed = options["seed"]
+    for j in range(folds):
+        vae = candidate.make(seed + j)
+        batch = batch_of(vae, data)
+        normal = torch.arange(len(batch.x)) if labels is None else _normal(labels, len(batch.x))
+        if len(normal) < 2 * folds:
+            raise OptionError(f"folds: got {folds} for {len(normal)} rows, expected at least two rows in each")
+        order = normal[torch.from_numpy(np.random.RandomState(seed).permutation(len(normal)))]
+        own = torch.arange(len(order)) % folds == j
+        rest = batch.rows(order[~own])
+        fit(vae, rest, objective=candidate.objective, seed=seed + j, progress=False, **candidate.fit)
+        yield Fold(vae, batch.rows(order[own]), options)
+
+
+def _normal(labels: Any, n: int) -> torch.Tensor:
+    """Places of the normal rows."""
+    marks = np.asarray(labels)
+    if marks.shape != (n,) or not np.isin(marks, (0, 1)).all():
+        raise OptionError(f"labels: got {marks.dtype} of shape {marks.shape}, expected 0 or 1 for each of {n} rows")
+    if marks.all():
+        raise OptionError("labels: got anomalies only, expected normal rows to calibrate on")
+    return torch.from_numpy(np.flatnonzero(marks == 0))
+
+
+def _share(name: str, value: Any) -> float:
+    if not number(name, value) < 1:
+        raise OptionError(f"{name}: got {value!r}, expected a share in (0, 1)")
+    return float(value)
+
+
+def _check_rule(rule: Any, folds: int) -> None:
+    choose("rule", rule, RULES)
+    if folds > 1 and rule != "conformal":
+        raise OptionError(
+            f"rule: got {rule!r} for several folds, expected 'conformal', of which alone something is proven"
+        )

@@ -1,0 +1,141 @@
+"""P-values of rows from the ranks of their scores among those of normal rows, and what each kind promises."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from ppl_vae.errors import OptionError
+
+FEWEST_EXCESSES = 10
+"""Scores that a tail is fitted to, at least."""
+
+
+class Rule(NamedTuple):
+    """How the number of calibration scores at or below a row's own becomes a p-value.
+
+    Attributes:
+        p_values: counts (m,), each 0 to n, of n calibration scores, and delta, to p-values (m,), which grow with counts.
+        text: what is promised of flagging rows with p <= level, and where it comes from.
+    """
+
+    p_values: Callable[[np.ndarray, int, float], np.ndarray]
+    text: str
+
+
+def marginal(counts: np.ndarray, n: int, delta: float) -> np.ndarray:
+    """(1 + count) / (n + 1)."""
+    return (counts + 1) / (n + 1)
+
+
+def conditional(counts: np.ndarray, n: int, delta: float) -> np.ndarray:
+    """The share of normal rows below the (count + 1)-th score is Beta(count + 1, n - count): its quantile at 1 - delta."""
+    from scipy.special import betaincinv
+
+    return np.where(counts < n, betaincinv(counts + 1.0, np.maximum(n - counts, 1.0), 1 - delta), 1.0)
+
+
+def simultaneous(counts: np.ndarray, n: int, delta: float) -> np.ndarray:
+    """1 - (delta prod_{j < k} (n - count - j) / (n - j))^(1/k), k = n / 2; 1 for the highest counts."""
+    k = max(1, n // 2)
+    sums = np.concatenate([[0.0], np.cumsum(np.log(np.arange(n, 0, -1.0)))])
+    table, first = np.ones(n + 1), np.arange(n - k + 1)
+    table[first] = -np.expm1((np.log(delta) + sums[first + k] - sums[first] - sums[k]) / k)
+    return table[counts]
+
+
+RULES: dict[str, Rule] = {
+    "conformal": Rule(
+        marginal,
+        "of normal rows to come, at most the level is flagged on average over calibration rows (Vovk et al. 2005; Bates et "
+        "al. 2023, eq. 1)",
+    ),
+    "conditional": Rule(
+        conditional,
+        "with probability 1 - delta over calibration rows, at most the level of normal rows to come is flagged, at one "
+        "level that was chosen before (Vovk 2012)",
+    ),
+    "simultaneous": Rule(
+        simultaneous,
+        "with probability 1 - delta over calibration rows, at most the level of normal rows to come is flagged, at all "
+        "levels at once (Bates et al. 2023, section 3: Simes' adjustment)",
+    ),
+    "tail": Rule(
+        marginal,
+        "as 'conformal' down to 1 / (n + 1); below, asymptotic: a generalised Pareto law of the lowest scores, which holds "
+        "in the limit of ever lower ones (Siffer et al. 2017)",
+    ),
+}
+"""Kinds of p-values, of normal rows to come that are exchangeable with the calibration rows."""
+
+
+class Tail(NamedTuple):
+    """P(score < s) = share (1 + shape (start - s) / scale)^(-1 / shape), below `start` (Siffer et al. 2017, eq. 1)."""
+
+    start: float
+    share: float
+    shape: float
+    scale: float
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> "Tail":
+        """Fitted to the lowest scores, of (n,) in ascending order, by maximum likelihood; never with an end, below which
+        nothing were possible: an exponential law in its place.
+
+        Raises: OptionError for too few.
+        """
+        from scipy.stats import genpareto
+
+        n = len(scores)
+        few = int(min(n / 5, 3 * n**0.5))  # as many as Pareto smoothing takes (Vehtari et al. 2024)
+        if few < FEWEST_EXCESSES or scores[0] == scores[few]:
+            raise OptionError(
+                f"rule: got 'tail' with {n} calibration rows, expected at least {FEWEST_EXCESSES} different scores below "
+                "their quantile of a fifth"
+            )
+        start = scores[few]
+        shape, _, scale = genpareto.fit(start - scores[:few], floc=0.0)
+        if shape < 0:
+            shape, scale = 0.0, (start - scores[:few]).mean()
+        return cls(float(start), few / n, float(shape), float(scale))
+
+    def below(self, scores: np.ndarray) -> np.ndarray:
+        """The probability of lower scores."""
+        from scipy.stats import genpareto
+
+        return self.share * genpareto.sf(self.start - scores, self.shape, scale=self.scale)
+
+    def at(self, level: float) -> float:
+        """The score that a share `level` lies below."""
+        from scipy.stats import genpareto
+
+        return float(self.start - genpareto.isf(level / self.share, self.shape, scale=self.scale))
+
+
+def p_values(rule: str, references: list[np.ndarray], scores: list[np.ndarray], delta: float) -> np.ndarray:
+    """P-values of m rows.
+
+    Args:
+        rule: a name of `RULES`.
+        references: of each fold, scores of normal rows in ascending order.
+        scores: of each fold, those of the m rows by the same model.
+        delta: of the rules that may fail.
+    """
+    counts = np.sum([np.searchsorted(*pair, side="right") for pair in zip(references, scores)], 0)
+    p = RULES[rule].p_values(counts, sum(map(len, references)), delta)
+    if rule == "tail" and (lowest := counts == 0).any():
+        p[lowest] = np.minimum(p[lowest], Tail.of(references[0]).below(scores[0][lowest]))
+    return p
+
+
+def threshold(rule: str, reference: np.ndarray, level: float, delta: float) -> float:
+    """The score below which p <= level; -inf where no score is that low.
+
+    Args:
+        reference: scores of n normal rows in ascending order.
+    """
+    n = len(reference)
+    flagged = int((RULES[rule].p_values(np.arange(n), n, delta) <= level).sum())
+    if flagged:
+        return float(reference[flagged - 1])
+    return min(float(reference[0]), Tail.of(reference).at(level)) if rule == "tail" else -np.inf

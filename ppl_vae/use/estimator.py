@@ -1,0 +1,165 @@
+"""An outlier detector in scikit-learn's shape: VAEs whose scores are made comparable, then averaged."""
+
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, OutlierMixin, TransformerMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ppl_vae.criticism.predictive import encode
+from ppl_vae.criticism.scores import score
+from ppl_vae.errors import OptionError, whole
+from ppl_vae.infer.training import fit
+from ppl_vae.model.build import build
+
+PARTS: tuple[dict[str, Any], ...] = (
+    {"likelihood": "normal", "scale": "row"},
+    {"likelihood": "student_t", "scale": "feature"},
+)
+"""Options of `build` of the two kinds of members: noise that depends on the row, and heavy tails that do not."""
+
+
+class Member(NamedTuple):
+    """A fitted model, and where the middle half of its scores of the training rows is."""
+
+    vae: Any
+    center: float
+    width: float
+
+
+class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
+    """Outlier detection by the reconstruction probability of an ensemble of VAEs.
+
+    Each member's scores are standardised by the median and the quartiles of its own scores of the training rows, then
+    averaged: `score_samples` is in units of quartile ranges, 0 for a typical training row, and higher is more normal.
+
+    Args:
+        parts: options of `build` for each kind of member.
+        latent: latent dimensions; no more than features.
+        hidden: widths of the encoder's hidden layers, mirrored in the decoder.
+        scale_floor: smallest learned scale, in units of a feature's standard deviation.
+        seeds: members of each kind.
+        steps: of training, for each member.
+        batch_size, lr: of training.
+        num_draws: of z, for a score.
+        contamination: share of training rows that `predict` calls outliers, in (0, 0.5].
+        random_state: seed, `RandomState` or None.
+
+    Attributes:
+        members_: fitted models, with the median and the quartile range of their training scores.
+        offset_: rows that score lower are outliers.
+        n_features_in_, feature_names_in_: of the training data.
+
+    Missing values (NaN) are left out of the likelihood where training data had some in the same column.
+
+    Example:
+        >>> x = np.random.RandomState(0).randn(60, 3)
+        >>> detector = VAEDetector(steps=50, random_state=0).fit(x)
+        >>> detector.predict([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0]]).tolist()
+        [1, -1]
+    """
+
+    members_: list[Member]
+    offset_: float
+
+    def __init__(
+        self,
+        *,
+        parts: Sequence[dict[str, Any]] = PARTS,
+        latent: int = 8,
+        hidden: Sequence[int] = (128,),
+        scale_floor: float = 0.1,
+        seeds: int = 1,
+        steps: int = 2000,
+        batch_size: int = 128,
+        lr: float = 3e-3,
+        num_draws: int = 32,
+        contamination: float = 0.1,
+        random_state: Any = None,
+    ) -> None:
+        self.parts = parts
+        self.latent = latent
+        self.hidden = hidden
+        self.scale_floor = scale_floor
+        self.seeds = seeds
+        self.steps = steps
+        self.batch_size = batch_size
+        self.lr = lr
+        self.num_draws = num_draws
+        self.contamination = contamination
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "VAEDetector":
+        """Fit to rows (n, d) that are normal, or nearly all of which are.
+
+        Args:
+            X: array or data frame of numbers; NaN where a value is missing.
+            y: ignored.
+        """
+        contamination = self.contamination
+        if not isinstance(contamination, Real) or not 0 < contamination <= 0.5:
+            raise OptionError(f"contamination: got {contamination!r}, expected a share in (0, 0.5]")
+        rows = self._checked(X, reset=True)
+        first = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self.members_ = [
+            self._member(rows, part, (first + number) % 2**31)
+            for number, part in enumerate(list(self.parts) * whole("seeds", self.seeds))
+        ]
+        self._n_features_out = min(self.latent, rows.shape[1])
+        self.offset_ = -np.inf
+        self.offset_ = float(np.quantile(self._of_members(rows), contamination))
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """(n,): higher = more normal."""
+        check_is_fitted(self)
+        return self._of_members(self._checked(X, reset=False))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """`score_samples` less `offset_`, (n,): below 0 for outliers."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """(n,): 1 for inliers, -1 for outliers."""
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Posterior means of the first member, (n, latent)."""
+        check_is_fitted(self)
+        rows = self._checked(X, reset=False)
+        return encode(self.members_[0].vae, rows).astype(X.dtype if getattr(X, "dtype", None) == np.float32 else float)
+
+    # -- how
+
+    def _member(self, rows: np.ndarray, part: dict[str, Any], seed: int) -> Member:
+        options = {"scale_floor": self.scale_floor, "nullable": bool(np.isnan(rows).any())} | part
+        vae = build(rows, latent=min(self.latent, rows.shape[1]), hidden=self.hidden, seed=seed, **options)
+        batch = min(self.batch_size, len(rows))
+        epochs = max(1, round(whole("steps", self.steps) * batch / len(rows)))
+        fit(vae, rows, epochs=epochs, batch_size=batch, lr=self.lr, valid=0.0, seed=seed, progress=False)
+        low, center, high = np.quantile(self._scores(vae, rows), (0.25, 0.5, 0.75))
+        return Member(vae, float(center), max(float(high - low), 1e-6))
+
+    def _scores(self, vae: Any, rows: np.ndarray) -> np.ndarray:
+        return score(vae, rows, num_draws=self.num_draws).values
+
+    def _of_members(self, rows: np.ndarray) -> np.ndarray:
+        return np.mean([(self._scores(m.vae, rows) - m.center) / m.width for m in self.members_], 0)
+
+    def _checked(self, X: Any, reset: bool) -> np.ndarray:
+        return validate_data(
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            ensure_all_finite="allow-nan",
+            ensure_min_samples=2 if reset else 1,
+        )
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags

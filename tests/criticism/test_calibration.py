@@ -1,0 +1,245 @@
+"""Oracles: the Beta-binomial law of false positives, the share of Benjamini & Hochberg, and counts by hand."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import ppl_vae as pv
+from ppl_vae.criticism.calibration import Calibration, Fold, calibrate, hidden, patterns
+from ppl_vae.criticism.conformal import p_values
+
+WEIGHTS = np.random.RandomState(7).randn(3, 6)
+OPTIONS: dict[str, Any] = {"scoring": "reconstruction_probability", "num_draws": 4, "seed": 0}
+
+
+def rows(n: int, seed: int) -> np.ndarray:
+    random = np.random.RandomState(seed)
+    return random.standard_t(5, (n, 3)) @ WEIGHTS + 0.5 * random.randn(n, 6)
+
+
+@pytest.fixture(scope="module")
+def ppca() -> Any:
+    return pv.PPCA(3).fit(rows(200, 0))
+
+
+@pytest.fixture(scope="module")
+def with_holes() -> Any:
+    """A VAE of rows with holes, fitted a little."""
+    x = rows(600, 1)
+    x[np.random.RandomState(2).rand(*x.shape) < 0.2] = np.nan
+    vae = pv.build(x, latent=3, hidden=(16,), nullable=True)
+    pv.fit(vae, x, epochs=10, lr=1e-2, progress=False, compiled=False)
+    return vae
+
+
+def false_positives(normals: np.ndarray, n: int, level: float, calibrated_on: np.ndarray | None = None) -> float:
+    """Kolmogorov and Smirnov's p-value of randomised PITs of false positives over 200 random splits of scores into n for
+    calibration and the others, which should be Beta-binomial(m, k, n + 1 - k), k = floor(level (n + 1))."""
+    random, pits = np.random.RandomState(3), []
+    k, m = int(level * (n + 1) + 1e-9), len(normals) - n
+    law = stats.betabinom(m, k, n + 1 - k)
+    for _ in range(200):
+        split = random.permutation(normals)
+        reference = np.sort(split[:n] if calibrated_on is None else random.permutation(calibrated_on)[:n])
+        count = int((p_values("conformal", [reference], [split[n:]], 0.1) <= level).sum())
+        pits.append(law.cdf(count - 1) + random.rand() * law.pmf(count))
+    return float(stats.kstest(pits, "uniform").pvalue)
+
+
+@pytest.mark.parametrize("level", [0.01, 0.05, 0.1])
+def test_false_positives_follow_their_law(ppca: Any, level: float) -> None:
+    """One model, fitted on other rows. Each fails by chance at 1e-3."""
+    scores = pv.score(ppca, rows(1200, 4), **OPTIONS).values
+    assert false_positives(scores, 500, level) > 1e-3
+
+
+@pytest.mark.parametrize("level", [0.05, 0.1])
+def test_calibration_on_training_rows_is_rejected(level: float) -> None:
+    """The control: a model that has seen its calibration rows finds them more probable than rows to come."""
+    train = rows(40, 5)
+    seen = pv.PPCA(5).fit(train)
+    normals, own = (pv.score(seen, x, **OPTIONS).values for x in (rows(1200, 4), train))
+    assert false_positives(normals, 39, level, calibrated_on=own) < 1e-6
+
+
+def test_calibrate_is_the_ranks_of_scores(ppca: Any) -> None:
+    normal, others = rows(99, 6), np.concatenate([rows(20, 8), 20 + rows(20, 9)])
+    calibration = calibrate(ppca, normal, level=0.1, num_draws=4)
+    reference, scores = (pv.score(ppca, x, num_draws=4).values for x in (normal, others))
+    by_hand = [(1 + (reference <= s).sum()) / 100 for s in scores]
+    decisions = calibration.decide(others)
+    np.testing.assert_array_equal(decisions.p_values, by_hand)
+    np.testing.assert_array_equal(decisions.scores, scores)
+    np.testing.assert_array_equal(calibration.p_values(others), by_hand)
+    np.testing.assert_array_equal(calibration.predict(others), np.array(by_hand) <= 0.1)
+    np.testing.assert_array_equal(calibration.predict(others), scores < calibration.threshold)
+    assert calibration.predict(others)[20:].all() and calibration.rows == 99
+    assert "99 rows, 'conformal' at level 0.1, flags scores below" in repr(calibration)
+    assert "20 of 40 anomalous" in repr(decisions) or "anomalous" in repr(decisions)
+
+
+def test_other_levels_without_another_fit(ppca: Any) -> None:
+    calibration = calibrate(ppca, rows(300, 6), num_draws=4)
+    for level, rule in ((0.01, "conformal"), (0.1, "conditional"), (0.2, "simultaneous"), (0.001, "tail")):
+        new = calibrate(ppca, rows(300, 6), level=level, rule=rule, num_draws=4)
+        again = calibration.at(level, rule)
+        assert again.threshold == new.threshold and again.guarantee == new.guarantee
+        assert again.folds is calibration.folds
+    assert calibration.at(0.1, "conditional").threshold < calibration.at(0.1).threshold
+
+
+def test_labels_leave_anomalies_out(ppca: Any) -> None:
+    x = np.concatenate([rows(150, 6), 30 + rows(50, 9)])
+    labels = np.repeat([0, 1], [150, 50])
+    given = calibrate(ppca, x, labels=labels, level=0.1, num_draws=4)
+    assert given.rows == 150 and given.threshold == calibrate(ppca, x[:150], level=0.1, num_draws=4).threshold
+
+
+def selections(deflated: float) -> np.ndarray:
+    """False discovery proportions of selections among 80 normal and 20 anomalous rows, 400 times."""
+    random, found = np.random.RandomState(11), []
+    for _ in range(400):
+        reference = np.sort(random.randn(199))
+        scores = np.concatenate([random.randn(80), random.randn(20) - 3])
+        p = p_values("conformal", [reference], [scores], 0.1) * deflated
+        picked = stats.false_discovery_control(p) <= 0.2
+        found.append(picked[:80].sum() / max(picked.sum(), 1))
+    return np.array(found)
+
+
+def test_selections_keep_the_false_discovery_rate() -> None:
+    """At most the level times the share of normal rows (Bates et al. 2023, theorem 2), within 4 standard errors; p-values
+    that are too small by half are found out by the same test."""
+    bound = 0.2 * 0.8
+    ours, control = selections(1.0), selections(0.5)
+    assert ours.mean() < bound + 4 * ours.std() / 20
+    assert control.mean() > bound + 4 * control.std() / 20
+
+
+def test_select_is_benjamini_and_hochberg(ppca: Any) -> None:
+    calibration = calibrate(ppca, rows(400, 6), num_draws=4)
+    x = np.concatenate([rows(60, 12), 15 + rows(15, 13)])
+    p, fdr = np.sort(calibration.p_values(x)), 0.1
+    allowed = np.flatnonzero(p <= fdr * np.arange(1, 76) / 75)
+    expected = calibration.p_values(x) <= (p[allowed[-1]] if len(allowed) else -1)
+    np.testing.assert_array_equal(calibration.select(x, fdr), expected)
+    assert expected[60:].mean() > 0.5
+
+
+# ---- rows with holes
+
+
+def test_rows_with_holes_are_judged_among_their_like(with_holes: Any) -> None:
+    """Rows of two cells have higher densities than rows of six; flags come as often in both. Binomial of 400 on top of
+    the Beta of 600 calibration rows: 4 standard errors."""
+    normal, new = rows(600, 14), rows(800, 15)
+    new[:400, 2:] = np.nan
+    calibration = calibrate(with_holes, normal, level=0.1, num_draws=8)
+    flagged = calibration.predict(new)
+    sd = stats.betabinom(400, 60, 541).std() / 400
+    for part in (flagged[:400], flagged[400:]):
+        assert abs(part.mean() - 0.1) < 4 * sd
+    blind = pv.score(with_holes, new[:400], num_draws=8).values < calibration.threshold
+    assert blind.mean() < 0.1 - 4 * sd  # what comparing densities of other dimensions would do
+
+
+def test_enough_rows_of_the_same_pattern_are_the_reference(with_holes: Any) -> None:
+    normal = rows(100, 16)
+    normal[:50, 0] = np.nan
+    fold = Fold(with_holes, with_holes.batch(normal), OPTIONS)
+    pattern = np.array([False, True, True, True, True, True, True])
+    scores = pv.score(with_holes, normal, **OPTIONS).values
+    np.testing.assert_array_equal(fold.reference(pattern, 50), np.sort(scores[:50]))
+    more = normal.copy()
+    more[:, 0] = np.nan  # too few: all rows that have these cells
+    np.testing.assert_allclose(fold.reference(pattern, 51), np.sort(pv.score(with_holes, more, **OPTIONS).values))
+
+
+def test_cells_that_no_calibration_row_has_are_simulated(with_holes: Any) -> None:
+    normal = rows(100, 16)
+    normal[:, 0] = np.nan
+    fold = Fold(with_holes, with_holes.batch(normal), OPTIONS)
+    assert len(fold.reference(np.ones(7, bool), 20)) == 1000
+
+
+def test_patterns_and_hidden_cells() -> None:
+    mask = torch.tensor([[True, False], [True, True], [True, False]])
+    batch = pv.Batch(torch.ones(3, 2), mask, label=torch.tensor([0, -1, 2]))
+    found, which = patterns(batch)
+    assert found[which].tolist() == [[True, False, True], [True, True, False], [True, False, True]]
+    rest = hidden(batch.rows(slice(1, 2)), np.array([False, True, False]))
+    assert rest.x.tolist() == [[0.0, 1.0]] and rest.label.tolist() == [-1]
+    assert rest.mask is not None and rest.mask.tolist() == [[False, True]]
+
+
+# ---- what is not known
+
+
+def test_decisions_within_the_error_of_a_score_are_unsure(ppca: Any) -> None:
+    """With few draws many, with many draws few; those that 20 times as many draws turn are nearly all among them."""
+    normal, new = rows(400, 6), rows(1000, 17) * 1.5
+    few = calibrate(ppca, normal, level=0.2, num_draws=5).decide(new)
+    reference = np.sort(pv.score(ppca, normal, num_draws=5).values)
+    many = pv.score(ppca, new, num_draws=1000, seed=1).values
+    turned = (p_values("conformal", [reference], [many], 0.1) <= 0.2) != few.anomalous
+    assert 0 < few.unsure.sum() < 400
+    assert turned.sum() > 10 and few.unsure[turned].mean() > 0.8
+    assert calibrate(ppca, normal, level=0.2, num_draws=500).decide(new).unsure.sum() < few.unsure.sum() / 3
+
+
+# ---- folds
+
+
+def test_folds_judge_by_models_that_have_not_seen_them() -> None:
+    """Flags of normal rows: at most about twice the level is proven, about the level is met; 4 standard errors of the
+    Beta-binomial on either side of the level. Models that had seen their rows would flag far more."""
+    x, new = rows(150, 18), rows(1000, 19)
+    make = partial(pv.build, x, latent=3, hidden=(), scale="shared")
+    candidate = pv.Candidate(lambda seed: make(seed=seed), epochs=60, lr=3e-2, batch_size=32, valid=0.0, compiled=False)
+    calibration = calibrate(candidate, x, level=0.1, folds=3, num_draws=4)
+    assert calibration.rows == 150 and len(calibration.folds) == 3 and "twice the level" in calibration.guarantee
+    sizes = [len(fold.batch.x) for fold in calibration.folds]
+    assert sizes == [50, 50, 50]
+    together = torch.cat([fold.batch.x for fold in calibration.folds])
+    assert len(torch.unique(together, dim=0)) == 150
+    rate = calibration.predict(new).mean()
+    assert abs(rate - 0.1) < 4 * stats.betabinom(1000, 15, 136).std() / 1000
+    with pytest.raises(pv.OptionError, match="threshold: got several folds"):
+        _ = calibration.threshold
+    assert "3 folds" in repr(calibration)
+
+
+def test_wrong_options(ppca: Any) -> None:
+    x = rows(30, 0)
+    candidate = pv.Candidate(lambda seed: pv.build(x, latent=1, hidden=()), epochs=1)
+    cases: list[tuple[Any, dict[str, Any], str]] = [
+        (ppca, {"level": 0.0}, "level: got 0.0"),
+        (ppca, {"level": 1}, "level: got 1, expected a share"),
+        (ppca, {"rule": "cv"}, "rule: got 'cv'"),
+        (ppca, {"delta": 2.0}, "delta: got 2.0"),
+        (ppca, {"labels": [0, 1]}, "labels: got int64 of shape"),
+        (ppca, {"labels": np.full(30, 2)}, "labels"),
+        (ppca, {"labels": np.ones(30)}, "labels: got anomalies only"),
+        (candidate, {"rule": "tail"}, "rule: got 'tail' for several folds"),
+        (candidate, {"folds": 1}, "folds: got 1"),
+        (candidate, {"folds": 16}, "folds: got 16 for 30 rows"),
+        (pv.Candidate(lambda seed: ppca, objective=None), {}, "without an objective"),
+        (x, {}, "vae: got a ndarray"),
+    ]
+    for vae, options, message in cases:
+        with pytest.raises(pv.OptionError, match=message):
+            calibrate(vae, x, **options)
+    with pytest.raises(pv.OptionError, match=r"fdr: got 1\.5"):
+        calibrate(ppca, x).select(x, fdr=1.5)
+
+
+def test_encoded_rows_are_data_too(with_holes: Any) -> None:
+    x = rows(40, 20)
+    x[::3, 1] = np.nan
+    one, two = (pv.score(with_holes, data, num_draws=3).values for data in (x, with_holes.batch(x)))
+    np.testing.assert_array_equal(one, two)
+    assert isinstance(calibrate(with_holes, with_holes.batch(x)), Calibration)

@@ -1,0 +1,123 @@
+"""Oracles: counts by hand, binomial tails, a product written out, and the laws of order statistics of uniform variables."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from ppl_vae import OptionError
+from ppl_vae.criticism.conformal import RULES, Tail, conditional, p_values, simultaneous, threshold
+
+SEED = 0
+
+
+def test_conformal_p_values_count_scores_at_or_below() -> None:
+    """Ties count: (1 + #{s_i <= s}) / (n + 1)."""
+    random = np.random.RandomState(SEED)
+    reference, scores = np.sort(random.randint(0, 9, 40)), random.randint(-1, 10, 30)
+    by_hand = [(1 + sum(r <= s for r in reference)) / 41 for s in scores]
+    assert p_values("conformal", [reference], [scores], 0.1).tolist() == by_hand
+
+
+def test_folds_are_counted_each_by_its_own_model() -> None:
+    """Vovk (2015): counts are summed over folds."""
+    one, two = np.array([1.0, 2.0]), np.array([10.0, 20.0, 30.0])
+    got = p_values("conformal", [one, two], [np.array([1.5, 0.0]), np.array([25.0, 30.0])], 0.1)
+    assert got.tolist() == [(1 + 1 + 2) / 6, (1 + 0 + 3) / 6]
+
+
+def test_conditional_p_values_are_binomial_tails() -> None:
+    """At p, the chance that so many or more of n normal rows score below it is 1 - delta (Clopper & Pearson 1934)."""
+    counts = np.arange(50)
+    p = conditional(counts, 50, 0.1)
+    np.testing.assert_allclose(stats.binom.sf(counts, 50, p), 0.9, rtol=1e-9)
+    assert conditional(np.array([50]), 50, 0.1).tolist() == [1.0]
+
+
+def test_simultaneous_p_values_are_the_product_written_out() -> None:
+    """Bates et al. (2023), section 3: b = 1 - delta^(1/k) (i ... (i - k + 1) / (n ... (n - k + 1)))^(1/k), i = n - count."""
+    n, k, delta = 11, 5, 0.2
+    by_hand = []
+    for count in range(n + 1):
+        i, product = n - count, 1.0
+        for j in range(k):
+            product *= max(i - j, 0) / (n - j)
+        by_hand.append(1 - delta ** (1 / k) * product ** (1 / k))
+    np.testing.assert_allclose(simultaneous(np.arange(n + 1), n, delta), by_hand, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [9, 60])
+def test_simultaneous_bounds_fail_as_often_as_they_may(n: int) -> None:
+    """The rate below the j-th score is a uniform order statistic; Sarkar (2008): one exceeds its bound with probability
+    delta, exactly. Binomial of 20,000; fails by chance at 6e-5."""
+    delta, trials = 0.1, 20_000
+    rates = np.sort(np.random.RandomState(SEED).rand(trials, n), 1)
+    failed = (rates > simultaneous(np.arange(n), n, delta)).any(1).sum()
+    assert abs(failed - delta * trials) < 4 * (trials * delta * (1 - delta)) ** 0.5
+
+
+@pytest.mark.parametrize("rule", ["conformal", "conditional"])
+def test_what_the_rules_promise_at_one_level(rule: str) -> None:
+    """The rate of flagged rows is on average at most the level, or at most the level with probability 1 - delta; with
+    another (k - 1)-th score as the threshold the next higher level would be missed. 4 standard errors."""
+    n, level, delta, trials = 119, 0.1, 0.2, 20_000
+    scores = np.sort(np.random.RandomState(SEED).rand(trials, n), 1)
+    rates = np.array([threshold(rule, own, level, delta) for own in scores])  # of uniform scores
+    if rule == "conformal":  # level (n + 1) is whole: equality
+        assert abs(rates.mean() - level) < 4 * rates.std() / trials**0.5
+    else:
+        exceeded = (rates > level).mean()
+        k = int((RULES[rule].p_values(np.arange(n), n, delta) <= level).sum())
+        expected = stats.beta.sf(level, k, n + 1 - k)
+        assert expected <= delta < stats.beta.sf(level, k + 1, n - k)
+        assert abs(exceeded - expected) < 4 * (expected * (1 - expected) / trials) ** 0.5
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("level", [0.001, 0.01, 0.05, 0.3])
+def test_thresholds_flag_the_rows_with_small_p_values(rule: str, level: float) -> None:
+    """Ties included."""
+    random = np.random.RandomState(SEED)
+    reference = np.sort(np.round(random.randn(200), 1))
+    scores = np.concatenate([np.round(random.randn(500) * 2, 1), random.randn(100) * 5])
+    p = p_values(rule, [reference], [scores], 0.1)
+    np.testing.assert_array_equal(p <= level, scores < threshold(rule, reference, level, 0.1))
+
+
+def test_tails_of_a_known_law() -> None:
+    """Scores whose lower tail is a generalised Pareto law: its probability of 1e-6 within 4 standard errors by the delta
+    method, with the asymptotic covariance of Smith (1984); fails by chance at 6e-5. `at` is the inverse."""
+    shape, scale, n, level = 0.2, 2.0, 20_000, 1e-6
+    scores = -stats.genpareto.rvs(shape, scale=scale, size=n, random_state=np.random.RandomState(SEED))
+    truth = -stats.genpareto.isf(level, shape, scale=scale)
+    tail = Tail.of(np.sort(scores))
+    m = tail.share * n
+    at_start = scale + shape * -tail.start  # the law above a threshold is the same with a larger scale
+    covariance = (1 + shape) / m * np.array([[1 + shape, -at_start], [-at_start, 2 * at_start**2]])
+
+    def log_probability(shape: float, scale: float) -> float:
+        return float(np.log(stats.genpareto.sf(tail.start - truth, shape, scale=scale)))
+
+    steps = np.diag([1e-4, 1e-4])
+    here = np.array([shape, at_start])
+    slope = [(log_probability(*(here + s)) - log_probability(*(here - s))) / 2e-4 for s in steps]
+    error = float(np.sqrt(slope @ covariance @ slope + 1 / m))
+    assert abs(np.log(tail.below(np.array([truth]))[0] / level)) < 4 * error
+    np.testing.assert_allclose(tail.below(np.array([tail.at(1e-7)])), 1e-7, rtol=1e-6)
+
+
+def test_a_tail_goes_on_below_the_lowest_score_only() -> None:
+    reference = np.sort(np.random.RandomState(SEED).randn(500))
+    scores = np.array([-20.0, -6.0, reference[0], reference[3], 0.0])
+    plain, tail = (p_values(rule, [reference], [scores], 0.1) for rule in ("conformal", "tail"))
+    np.testing.assert_array_equal(plain[2:], tail[2:])
+    assert tail[0] < tail[1] < plain[0] == plain[1] == 1 / 501
+
+
+def test_too_few_rows() -> None:
+    """Below 1 / (n + 1) nothing is flagged; a tail says what it needs."""
+    reference = np.sort(np.random.RandomState(SEED).randn(30))
+    assert threshold("conformal", reference, 0.01, 0.1) == -np.inf
+    with pytest.raises(OptionError, match="rule: got 'tail' with 30 calibration rows"):
+        threshold("tail", reference, 0.01, 0.1)
+    with pytest.raises(OptionError, match="rule: got 'tail'"):
+        Tail.of(np.zeros(1000))

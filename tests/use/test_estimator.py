@@ -1,0 +1,102 @@
+"""Oracles: scikit-learn's own checks, and what the estimator is made of."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import ppl_vae as pv
+from ppl_vae.use.estimator import VAEDetector
+from ppl_vae.use.pyod import PyODDetector
+
+RANDOM = np.random.RandomState(0)
+X = RANDOM.randn(300, 2) @ RANDOM.randn(2, 5) + 0.3 * RANDOM.randn(300, 5)
+STRANGE = RANDOM.randn(60, 5) * X.std(0)
+QUICK: dict[str, Any] = {"steps": 60, "hidden": (16,), "latent": 2, "lr": 1e-2, "num_draws": 8, "random_state": 0}
+
+
+@parametrize_with_checks([VAEDetector(steps=10, hidden=(4,), latent=2, num_draws=4)])
+def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
+    """None is expected to fail."""
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def detector() -> VAEDetector:
+    return VAEDetector(**{**QUICK, "steps": 600}).fit(X)
+
+
+def test_scores_are_the_mean_of_members_made_comparable(detector: VAEDetector) -> None:
+    by_hand = 0.0
+    assert len(detector.members_) == 2
+    for vae, _, _ in detector.members_:
+        own, new = (pv.score(vae, rows, num_draws=8).values for rows in (X, STRANGE))
+        low, middle, high = np.quantile(own, (0.25, 0.5, 0.75))
+        by_hand = by_hand + (new - middle) / (high - low) / 2
+    np.testing.assert_allclose(detector.score_samples(STRANGE), by_hand, rtol=1e-9)
+    np.testing.assert_allclose(detector.decision_function(STRANGE), by_hand - detector.offset_, rtol=1e-9)
+    np.testing.assert_array_equal(detector.predict(STRANGE), np.where(by_hand < detector.offset_, -1, 1))
+    assert (detector.predict(X) == -1).mean() == 0.1
+
+
+def test_it_finds_what_is_strange(detector: VAEDetector) -> None:
+    """Rows of the same scales without the two factors."""
+    scores = detector.score_samples(np.concatenate([X, STRANGE]))
+    assert roc_auc_score(np.repeat([0, 1], [300, 60]), -scores) > 0.9
+
+
+def test_the_same_seed_gives_the_same_detector() -> None:
+    one, two, other = (VAEDetector(**{**QUICK, "random_state": seed}).fit(X).score_samples(X) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(one, two)
+    assert not np.allclose(one, other)
+
+
+def test_latents_are_posterior_means(detector: VAEDetector) -> None:
+    np.testing.assert_allclose(detector.transform(X), pv.encode(detector.members_[0].vae, X), rtol=1e-6)
+    assert detector.get_feature_names_out().tolist() == ["vaedetector0", "vaedetector1"]
+
+
+def test_in_pipelines_searches_and_copies() -> None:
+    """A search has no labels here: by the mean score of the rows left out."""
+    pipe = make_pipeline(StandardScaler(), VAEDetector(**QUICK))
+    assert set(pipe.fit(X).predict(X)) == {-1, 1}
+    search = GridSearchCV(
+        VAEDetector(**QUICK), {"latent": [1, 2]}, scoring=lambda e, x, y=None: e.score_samples(x).mean(), cv=2
+    )
+    assert search.fit(X).best_params_["latent"] in (1, 2)
+    copied = clone(VAEDetector(**QUICK))
+    assert copied.get_params() == VAEDetector(**QUICK).get_params()
+
+
+def test_frames_and_missing_values() -> None:
+    frame = pd.DataFrame(X, columns=list("abcde"))
+    frame.iloc[::7, 2] = np.nan
+    fitted = VAEDetector(**QUICK).fit(frame)
+    assert fitted.feature_names_in_.tolist() == list("abcde") and np.isfinite(fitted.score_samples(frame)).all()
+    with pytest.raises(ValueError, match="feature names"):
+        fitted.predict(frame[list("abced")])
+
+
+@pytest.mark.parametrize("contamination", [0.0, 0.6, -1, "auto"])
+def test_wrong_contamination(contamination: Any) -> None:
+    with pytest.raises(pv.OptionError, match="contamination: got"):
+        VAEDetector(contamination=contamination).fit(X)
+
+
+def test_in_pyods_shape() -> None:
+    """Higher = more anomalous; labels 0 and 1."""
+    plain, found = VAEDetector(**QUICK).fit(X), PyODDetector(0.1, VAEDetector(**QUICK)).fit(X)
+    np.testing.assert_array_equal(found.decision_function(STRANGE), -plain.score_samples(STRANGE))
+    np.testing.assert_array_equal(found.decision_scores_, -plain.score_samples(X))
+    np.testing.assert_array_equal(found.labels_, found.predict(X))
+    assert found.labels_.sum() == 30 and set(found.predict(STRANGE)) <= {0, 1}
+    proba = found.predict_proba(STRANGE)
+    assert proba.shape == (60, 2) and (proba >= 0).all() and np.allclose(proba.sum(1), 1)
+    assert clone(found).get_params()["contamination"] == 0.1
