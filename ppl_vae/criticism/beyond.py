@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppl_vae.criticism.aggregate import log_q_of_rows
+from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError
 from ppl_vae.infer.draws import batch_of, draws, facts
 from ppl_vae.infer.ensemble import Ensemble
@@ -20,6 +22,8 @@ Found = tuple[np.ndarray, np.ndarray]
 """Values (n,), higher = more normal, and their Monte Carlo standard errors; NaN where these are not known."""
 Likelihood = Callable[[Any, Any, str], Found]
 """A score by name of a model and rows, with the caller's draws and seed."""
+HELD = 1024
+"""Rows whose draws are held at a time."""
 ROWS = 2000
 """Normal rows that the aggregate posterior is a mixture of, at most."""
 
@@ -29,15 +33,19 @@ def likelihood_regret(
 ) -> Found:
     """Minus what the bound of a row gains where its own q is refined: L[q_encoder] - max_q L[q] (Xiao et al. 2020, eq. 5).
 
+    The maximum is over mean-field normals: of an encoder of a richer family the difference may be above 0.
+
     Args:
         steps, lr: of the refinement, a mean-field normal for each row, started at the encoder's answer.
     """
     _expect_one(vae, "likelihood_regret")
-    own = draws(vae, data, num_draws, seed).log_weight
-    best = posterior(vae, data, "svi", num_draws, seed, steps=steps, lr=lr).log_weight
-    gain = own.mean(0) - best.mean(0)
-    error = ((own.var(0) + best.var(0)) / num_draws).sqrt()
-    return gain.numpy(force=True), error.numpy(force=True)
+
+    def regret(rows: Batch) -> tuple[Tensor, Tensor]:
+        own = draws(vae, rows, num_draws, seed).log_weight
+        best = posterior(vae, rows, "svi", num_draws, seed, steps=steps, lr=lr).log_weight
+        return own.mean(0) - best.mean(0), ((own.var(0) + best.var(0)) / num_draws).sqrt()
+
+    return _some_at_a_time(batch_of(vae, data), regret)
 
 
 def likelihood_ratio(
@@ -48,6 +56,10 @@ def likelihood_ratio(
     Args:
         background: a model of what all rows have in common, as one fitted to perturbed rows.
     """
+    if isinstance(data, Batch) and getattr(background, "schema", None) != vae.schema:
+        raise OptionError(
+            "background: got a model of other columns or scales for encoded rows, expected one of the same"
+        )
     (value, error), (other, its) = likelihood(vae, data, "iwae"), likelihood(background, data, "iwae")
     return value - other, np.hypot(error, its)
 
@@ -56,22 +68,25 @@ def typicality(vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed
     """-|log p(x) - mean over normal rows of log p|: neither improbable nor too probable (Nalisnick et al. 2019, eq. 4).
 
     Args:
-        normal: rows that say what is normal, such as the training rows.
+        normal: rows that say what is normal, best ones that the model was not fitted to.
     """
     value, error = likelihood(vae, data, "iwae")
     return -np.abs(value - likelihood(vae, normal, "iwae")[0].mean()), error
 
 
 def waic(vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed: int) -> Found:
-    """Mean less variance of log p_m(x) over the members of an ensemble (Choi et al. 2018, eq. 1)."""
-    value = _of_members(vae, data, likelihood, "waic")
-    return value.mean(0) - value.var(0), np.full(value.shape[1], np.nan)
+    """Mean less variance of log p_m(x) over the members of an ensemble (Choi et al. 2018, eq. 1).
+
+    The Monte Carlo variance of the members' estimates is taken off that over members.
+    """
+    value, error = _of_members(vae, data, likelihood, "waic")
+    return value.mean(0) - (value.var(0) - (error**2).mean(0)), np.full(value.shape[1], np.nan)
 
 
 def disagreement(vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed: int) -> Found:
     """Effective number of the members of an ensemble that find the row probable, 1 / sum_m w_m^2 with w_m in proportion to
     p_m(x), 1 to M: few where they disagree (Daxberger & Hernandez-Lobato 2019, eq. 7)."""
-    value = _of_members(vae, data, likelihood, "disagreement")
+    value, _ = _of_members(vae, data, likelihood, "disagreement")
     weight = np.exp(value - value.max(0))
     weight /= weight.sum(0)
     return 1 / (weight**2).sum(0), np.full(value.shape[1], np.nan)
@@ -91,23 +106,36 @@ def aggregate_posterior(
     rows = batch_of(vae, normal)
     n = len(rows.x)
     rows = rows if n <= ROWS else rows.rows(torch.from_numpy(np.random.RandomState(seed).permutation(n)[:ROWS]))
-    found = draws(vae, data, num_draws, seed)
-    values = {name: value.flatten(0, 1)[:, None] for name, value in found.sites.items()}
-    with reading(vae, seed):
-        mixture = torch.cat([log_q.logsumexp(1) for _, log_q in log_q_of_rows(vae, rows, values, {})])
-    log_density = mixture.view(found.z.shape[:2]) - math.log(len(rows.x))
-    return log_density.mean(0).numpy(force=True), (log_density.std(0) / math.sqrt(num_draws)).numpy(force=True)
+
+    def density(some: Batch) -> tuple[Tensor, Tensor]:
+        found = draws(vae, some, num_draws, seed)
+        values = {name: value.flatten(0, 1)[:, None] for name, value in found.sites.items()}
+        with reading(vae, seed):
+            mixture = torch.cat([log_q.logsumexp(1) for _, log_q in log_q_of_rows(vae, rows, values, {})])
+        log_density = mixture.view(found.z.shape[:2]) - math.log(len(rows.x))
+        return log_density.mean(0), log_density.std(0) / math.sqrt(num_draws)
+
+    return _some_at_a_time(batch_of(vae, data), density)
 
 
-def input_complexity(vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed: int) -> Found:
+def input_complexity(
+    vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed: int, *, low: float = 0.0, high: float = 1.0
+) -> Found:
     """log p(x) + L(x) log 2, L the bits that DEFLATE, PNG's compressor, needs (Serra et al. 2020, eq. 1).
 
-    Each row is cut into 256 levels between the least and the largest cell of all rows given.
+    Args:
+        low, high: in the data's own units; rows are cut into 256 levels between.
     """
-    value, error = likelihood(vae, data, "iwae")
-    cells = batch_of(vae, data).x.flatten(1).numpy(force=True)
-    low, high = cells.min(), cells.max()
-    levels = np.round((cells - low) / max(high - low, 1e-30) * 255).astype(np.uint8)
+    batch, schema = batch_of(vae, data), vae.schema
+    if batch.mask is not None and not batch.mask.all():
+        raise OptionError("scoring: got 'input_complexity' for rows with holes, which have no code")
+    if not low < high:
+        raise OptionError(f"low, high: got {low!r} and {high!r}, expected the range of the data's values")
+    value, error = likelihood(vae, batch, "iwae")
+    cells = batch.x.double().numpy(force=True)
+    if schema is not None:
+        cells = cells * np.array(schema.scale or 1.0) + np.array(schema.loc or 0.0)
+    levels = np.round((cells.clip(low, high) - low) / (high - low) * 255).astype(np.uint8)
     bits = np.array([8 * len(zlib.compress(row.tobytes(), 9)) for row in levels])
     return value + bits * math.log(2), error
 
@@ -140,6 +168,8 @@ def beyond(
     Raises: OptionError for options that it does not have, or needs.
     """
     call = BEYOND[name]
+    if not isinstance(options, dict):
+        raise OptionError(f"scoring: got {options!r:.100} as the options of {name!r}, expected a dict")
     known = {n: p for n, p in signature(call).parameters.items() if p.kind is Parameter.KEYWORD_ONLY}
     if unknown := sorted(options.keys() - known):
         raise OptionError(f"scoring: got the options {unknown} with {name!r}, expected some of {sorted(known)}")
@@ -148,7 +178,15 @@ def beyond(
     known_facts = facts(vae, batch_of(vae, data))
     if known_facts.point or not known_facts.proper:
         raise OptionError(f"scoring: got {name!r} for a point posterior or an improper prior, where no bound holds")
-    return call(vae, data, likelihood, num_draws, seed, **options)
+    values, errors = call(vae, data, likelihood, num_draws, seed % 2**32, **options)
+    return np.where(np.isnan(values), -np.inf, values), errors  # of a row that no draw finds possible
+
+
+def _some_at_a_time(batch: Batch, read: Callable[[Batch], tuple[Tensor, Tensor]]) -> Found:
+    """Values and errors of rows, some of them held at a time."""
+    parts = [read(batch.rows(slice(start, start + HELD))) for start in range(0, len(batch.x), HELD)]
+    values, errors = (torch.cat(column).numpy(force=True) for column in zip(*parts))
+    return values, errors
 
 
 def _expect_one(vae: Any, name: str) -> None:
@@ -156,8 +194,9 @@ def _expect_one(vae: Any, name: str) -> None:
         raise OptionError(f"scoring: got {name!r} for an Ensemble, expected one of its .members")
 
 
-def _of_members(vae: Any, data: Any, likelihood: Likelihood, name: str) -> np.ndarray:
-    """log p_m(x), (M, n)."""
+def _of_members(vae: Any, data: Any, likelihood: Likelihood, name: str) -> Found:
+    """log p_m(x) and their errors, (M, n) each."""
     if not isinstance(vae, Ensemble) or len(vae.members) < 2:
         raise OptionError(f"scoring: got {name!r} for a {type(vae).__name__}, expected an Ensemble of two or more")
-    return np.stack([likelihood(member, data, "iwae")[0] for member in vae.members])
+    values, errors = zip(*(likelihood(member, data, "iwae") for member in vae.members))
+    return np.stack(values), np.stack(errors)

@@ -1,6 +1,5 @@
 """From scores to decisions with an error rate: rows are judged against rows that are known to be normal."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +17,10 @@ from ppl_vae.infer.draws import batch_of
 from ppl_vae.infer.training import fit
 
 LEVEL, DELTA = 0.05, 0.1
-SIMULATED = 1000
-"""Rows that are simulated for cells that no calibration row has."""
+FEWEST = 99
+"""Rows of one pattern of holes that are enough to judge others of the same."""
+MOST = 2000
+"""Rows whose cells are hidden, or that are simulated, to judge rows of another pattern."""
 STRADDLES = 2.0
 """Monte Carlo standard errors within which a score is not told from its threshold."""
 
@@ -30,11 +31,13 @@ class Decisions:
 
     Attributes:
         anomalous: (m,) of bool, p <= level.
-        unsure: (m,) of bool: two Monte Carlo standard errors of the score more or less would turn the decision; further
-            draws tell.
+        unsure: (m,) of bool: two Monte Carlo standard errors of the score more or less would turn the decision; to tell,
+            calibrate and judge with more draws. False where the error is not known.
         p_values: (m,).
         scores: (m,), higher = more normal; of folds their mean.
         mcse: (m,) of the scores.
+        against: (m,) of text, what each row was compared to: "same", calibration rows with the same cells; "hidden",
+            calibration rows with the other cells hidden; "simulated", rows by the model, which promise nothing.
     """
 
     anomalous: np.ndarray
@@ -42,6 +45,7 @@ class Decisions:
     p_values: np.ndarray
     scores: np.ndarray
     mcse: np.ndarray
+    against: np.ndarray
 
     def __repr__(self) -> str:
         return f"Decisions({self.anomalous.sum()} of {len(self.anomalous)} anomalous, {self.unsure.sum()} unsure)"
@@ -57,35 +61,39 @@ class Fold:
     """
 
     def __init__(self, vae: Any, batch: Batch, options: dict[str, Any]) -> None:
-        self.vae, self.batch, self.options = vae, batch, options
-        self.scores = score(vae, batch, **options).values
-        self.patterns, self.which = patterns(batch)
+        self.vae, self.batch, self.options = vae, batch_of(vae, batch), options
+        self.scores = without_nan(score(vae, self.batch, **options).values)
+        self.patterns, self.which = patterns(self.batch)
         self._hidden: dict[bytes, np.ndarray] = {}
 
-    def reference(self, pattern: np.ndarray, enough: float) -> np.ndarray:
-        """Ascending scores of normal rows with this pattern of cells: log densities of other cells do not compare.
+    def reference(self, pattern: np.ndarray) -> tuple[np.ndarray, str]:
+        """Ascending scores of normal rows with this pattern of cells, for log densities of other cells do not compare.
 
-        Those of rows with the same pattern, if there are enough; else of rows that have all of these cells, the others
-        hidden; if there are none, of rows that the model simulates.
+        "same": of rows with the same pattern, if there are `FEWEST`; else "hidden": of rows that have all of these cells,
+        the others hidden; if there are none, "simulated": of rows that the model simulates.
         """
         same = np.all(self.patterns == pattern, 1)[self.which]
-        if same.sum() >= enough or same.all():
-            return np.sort(self.scores[same])
-        key = pattern.tobytes()
+        if same.sum() >= FEWEST or same.all():
+            return np.sort(self.scores[same]), "same"
+        key, covers = pattern.tobytes(), np.flatnonzero(np.all(self.patterns >= pattern, 1)[self.which])[:MOST]
         if key not in self._hidden:
-            covers = np.all(self.patterns >= pattern, 1)[self.which]
-            rows = self.batch.rows(torch.from_numpy(np.flatnonzero(covers))) if covers.any() else self._simulated()
-            self._hidden[key] = np.sort(score(self.vae, hidden(rows, pattern), **self.options).values)
-        return self._hidden[key]
+            rows = self.batch.rows(torch.from_numpy(covers)) if len(covers) else self._simulated()
+            found = score(self.vae, hidden(rows, pattern), **self.options).values
+            self._hidden[key] = np.sort(without_nan(found))
+        return self._hidden[key], "hidden" if len(covers) else "simulated"
 
     def _simulated(self) -> Batch:
-        n = SIMULATED if self.batch.c is None and self.batch.group is None else None
-        if n is None:
+        if self.batch.c is not None or self.batch.group is not None or self.batch.label is not None:
             raise OptionError(
-                "data: got rows with cells that no calibration row has, and a model that is given columns; expected "
-                "calibration rows with these cells"
+                "data: got rows with cells that no calibration row has, and a model with covariates, groups or labels; "
+                "expected calibration rows with these cells"
             )
-        return batch_of(self.vae, generate(self.vae, n, self.options["seed"]))
+        return batch_of(self.vae, generate(self.vae, MOST, self.options["seed"]))
+
+
+def without_nan(scores: np.ndarray) -> np.ndarray:
+    """A score that is no number is of a row that no draw finds possible."""
+    return np.where(np.isnan(scores), -np.inf, scores)
 
 
 def patterns(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +111,7 @@ def hidden(batch: Batch, pattern: np.ndarray) -> Batch:
     """The same rows with all cells hidden but those of a pattern."""
     seen = torch.from_numpy(pattern).to(batch.x.device)
     label = batch.label if batch.label is None or seen[-1] else torch.full_like(batch.label, -1)
-    if batch.mask is None:
+    if seen[:-1].all():
         return batch._replace(label=label)
     mask = seen[:-1].expand(batch.x.shape).clone()
     return batch._replace(x=torch.where(mask, batch.x, 0.0), mask=mask, label=label)
@@ -126,9 +134,10 @@ class Calibration:
     delta: float
 
     def __repr__(self) -> str:
-        flags = f"flags scores below {self.threshold:.4g}" if len(self.folds) == 1 else f"{len(self.folds)} folds"
         scoring = self.folds[0].options["scoring"]
-        return f"Calibration({scoring} of {self.rows} rows, {self.rule!r} at level {self.level:g}, {flags})"
+        name = scoring[0] if isinstance(scoring, tuple) else scoring
+        folds = f" in {len(self.folds)} folds" if len(self.folds) > 1 else ""
+        return f"Calibration({name} of {self.rows} rows{folds}, {self.rule!r} at level {self.level:g})"
 
     @property
     def rows(self) -> int:
@@ -137,25 +146,26 @@ class Calibration:
 
     @property
     def guarantee(self) -> str:
-        """What holds if the calibration rows and normal rows to come are exchangeable."""
+        """What holds if the calibration rows and normal rows to come are exchangeable; rows with holes: see `calibrate`."""
         if len(self.folds) == 1:
             return RULES[self.rule].text
         return (
-            "of normal rows to come, at most about twice the level is flagged on average, in practice about the level "
-            "(cross-conformal: Vovk 2015; Barber et al. 2021, theorem 4); nothing is proven of `select`"
+            "of normal rows to come, at most twice the level is flagged on average, in practice about the level "
+            "(cross-conformal: Vovk 2015; Vovk & Wang 2020, of means of p-values); nothing is proven of `select`"
         )
 
     @property
     def threshold(self) -> float:
-        """Rows without holes are flagged below this score, in its unit; -inf: too few calibration rows for the level.
+        """The score below which rows are flagged that have the cells that most calibration rows have; -inf: too few rows
+        for the level.
 
-        Raises: OptionError where each fold has its own.
+        Raises: OptionError where each fold has its own, or for too few rows for a tail.
         """
         if len(self.folds) > 1:
             raise OptionError("threshold: got several folds, whose scores have no common one; expected p_values")
         fold = self.folds[0]
-        reference = fold.reference(np.ones(fold.patterns.shape[1], bool), self._enough)
-        return threshold(self.rule, reference, self.level, self.delta)
+        usual = fold.patterns[np.bincount(fold.which).argmax()]
+        return threshold(self.rule, fold.reference(usual)[0], self.level, self.delta)
 
     def at(self, level: float, rule: str | None = None, delta: float | None = None) -> "Calibration":
         """The same calibration rows at another level, or by another rule: nothing is fitted again."""
@@ -170,17 +180,20 @@ class Calibration:
         """
         batches = [batch_of(fold.vae, data) for fold in self.folds]
         found = [score(fold.vae, batch, **fold.options) for fold, batch in zip(self.folds, batches)]
-        values, errors = [f.values for f in found], [np.nan_to_num(f.mcse) for f in found]
+        values, errors = [without_nan(f.values) for f in found], [np.nan_to_num(f.mcse) for f in found]
         seen, which = patterns(batches[0])
         p, low, high = (np.empty(len(which)) for _ in range(3))
+        against = np.empty(len(which), dtype="U9")
         for place, pattern in enumerate(seen):
             rows = which == place
-            references = [fold.reference(pattern, self._enough) for fold in self.folds]
+            references, kinds = zip(*(fold.reference(pattern) for fold in self.folds))
+            against[rows] = max(kinds, key=("same", "hidden", "simulated").index)
             for of, shift in ((p, 0.0), (low, -STRADDLES), (high, STRADDLES)):
                 shifted = [v[rows] + shift * e[rows] for v, e in zip(values, errors)]
-                of[rows] = p_values(self.rule, references, shifted, self.delta)
+                of[rows] = p_values(self.rule, list(references), shifted, self.delta)
         unsure = (low <= self.level) != (high <= self.level)
-        return Decisions(p <= self.level, unsure, p, np.mean(values, 0), np.mean([f.mcse for f in found], 0))
+        mcse = np.mean([f.mcse for f in found], 0)
+        return Decisions(p <= self.level, unsure, p, np.mean(values, 0), mcse, against)
 
     def p_values(self, data: Any) -> np.ndarray:
         """(m,): how probable so low a score is of a normal row."""
@@ -193,19 +206,18 @@ class Calibration:
     def select(self, data: Any, fdr: float = 0.1) -> np.ndarray:
         """(m,) of bool: rows picked by Benjamini & Hochberg (1995), of which a share `fdr` is normal at most, on average.
 
-        P-values against the same calibration rows depend on each other positively, which does no harm (Bates et al. 2023,
-        theorem 2). The share is of the rows that are picked among these m.
+        P-values against the same calibration rows depend on each other positively, which does no harm where rows are
+        independent and scores continuous (Bates et al. 2023, theorem 2). It is proven of rows with the same cells and
+        without folds. By the rule "simultaneous" it holds with probability 1 - delta over calibration rows.
 
-        Raises: as `score`.
+        Raises: OptionError for the rules "conditional", of one level alone, and "tail"; as `score`.
         """
         from scipy.stats import false_discovery_control
 
-        return false_discovery_control(self.p_values(data), method="bh") <= _share("fdr", fdr)
-
-    @property
-    def _enough(self) -> float:
-        """Rows that can tell the level: the lowest p-value of n is 1 / (n + 1)."""
-        return math.ceil(1 / self.level - 1e-9) - 1
+        fdr = _share("fdr", fdr)
+        if self.rule in ("conditional", "tail"):
+            raise OptionError(f"select: got the rule {self.rule!r}, expected 'conformal' or 'simultaneous'")
+        return false_discovery_control(self.p_values(data), method="bh") <= fdr
 
 
 def calibrate(
@@ -228,7 +240,8 @@ def calibrate(
             fitted to `data` without each of some folds in turn, and these calibrate (cross-conformal, Vovk 2015): all rows
             serve twice, for a weaker guarantee. Its `make` sees all rows; what it takes from them, such as their scale,
             should not tell one row from another.
-        data: n normal rows, or with `labels` those that are not marked. Anomalies among them only make flags rarer.
+        data: n normal rows, or with `labels` those that are not marked. Anomalies among them make flags rarer if they score
+            low, and more frequent if they score high.
         level: the share of normal rows that may be flagged (false-positive rate); below 1 / (n + 1) none is, but by "tail".
         rule: "conformal" holds on average over calibration rows; "conditional" for all but a share delta of calibrations;
             "simultaneous" the same at all levels; "tail" goes below 1 / (n + 1), asymptotically. `RULES` says more.
@@ -237,8 +250,9 @@ def calibrate(
         delta: how often "conditional" and "simultaneous" may fail.
         scoring, num_draws, seed: as in `score`; of these rows and of all that are judged.
 
-    Returns: `Calibration`. A row with holes is compared to rows with the same holes; where these are too few for the
-        level, to rows whose other cells are hidden, which is right if what is missing does not depend on the values.
+    Returns: `Calibration`. A row with holes is compared to rows with the same holes, and what is promised holds for each
+        pattern of holes apart; where these rows are fewer than `FEWEST`, to rows whose other cells are hidden, which is
+        right if what is missing does not depend on the values. `Decisions.against` tells.
 
     Raises: OptionError, DataError.
 
@@ -246,7 +260,7 @@ def calibrate(
         >>> from ppl_vae.model.linear import PPCA
         >>> x = np.random.RandomState(0).randn(300, 4)
         >>> calibration = calibrate(PPCA(2).fit(x[:100]), x[100:], level=0.1)
-        >>> calibration.predict([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]]).tolist()
+        >>> calibration.predict(np.array([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]])).tolist()
         [False, True]
         >>> calibration.at(0.01).threshold < calibration.threshold
         True
@@ -260,14 +274,20 @@ def calibrate(
     _check_rule(rule, 1)
     batch = batch_of(vae, data)
     fold = Fold(vae, batch if labels is None else batch.rows(_normal(labels, len(batch.x))), options)
-    return Calibration((fold,), level, rule, delta)
+    found = Calibration((fold,), level, rule, delta)
+    if rule == "tail":
+        _ = found.threshold  # too few rows are refused here
+    return found
 
 
 def _folds(candidate: Candidate, data: Any, labels: Any, folds: int, options: dict[str, Any]) -> Iterator[Fold]:
     """Each left out of what its model was fitted to."""
-    if candidate.objective is None:
-        raise OptionError("vae: got a candidate without an objective, expected one that is fitted to each fold's rest")
-    seed = options["seed"]
+    if candidate.objective is None or candidate.posterior != "amortized":
+        raise OptionError(
+            f"vae: got a candidate with objective={candidate.objective!r}, posterior={candidate.posterior!r}, expected one "
+            "that is fitted to each fold's rest, and scored by its encoder"
+        )
+    seed = options["seed"] % 2**32
     for j in range(folds):
         vae = candidate.make(seed + j)
         batch = batch_of(vae, data)
@@ -284,7 +304,7 @@ def _folds(candidate: Candidate, data: Any, labels: Any, folds: int, options: di
 def _normal(labels: Any, n: int) -> torch.Tensor:
     """Places of the normal rows."""
     marks = np.asarray(labels)
-    if marks.shape != (n,) or not np.isin(marks, (0, 1)).all():
+    if marks.shape != (n,) or marks.dtype.kind not in "biuf" or not np.isin(marks, (0, 1)).all():
         raise OptionError(f"labels: got {marks.dtype} of shape {marks.shape}, expected 0 or 1 for each of {n} rows")
     if marks.all():
         raise OptionError("labels: got anomalies only, expected normal rows to calibrate on")

@@ -62,8 +62,8 @@ RULES: dict[str, Rule] = {
     ),
     "tail": Rule(
         marginal,
-        "as 'conformal' down to 1 / (n + 1); below, asymptotic: a generalised Pareto law of the lowest scores, which holds "
-        "in the limit of ever lower ones (Siffer et al. 2017)",
+        "as 'conformal' down to 1 / (n + 1); below, asymptotic: a generalised Pareto law of the lowest scores, exponential "
+        "where its fit would end, which holds in the limit of ever lower ones (Siffer et al. 2017)",
     ),
 }
 """Kinds of p-values, of normal rows to come that are exchangeable with the calibration rows."""
@@ -78,23 +78,22 @@ class Tail(NamedTuple):
     scale: float
 
     @classmethod
-    def of(cls, scores: np.ndarray) -> "Tail":
-        """Fitted to the lowest scores, of (n,) in ascending order, by maximum likelihood; never with an end, below which
-        nothing were possible: an exponential law in its place.
+    def of(cls, scores: np.ndarray) -> "Tail | None":
+        """Fitted to the lowest scores, of (n,) in ascending order, by maximum likelihood; None for too few.
 
-        Raises: OptionError for too few.
+        Never with an end, below which nothing were possible: an exponential law in its place.
         """
         from scipy.stats import genpareto
 
         n = len(scores)
         few = int(min(n / 5, 3 * n**0.5))  # as many as Pareto smoothing takes (Vehtari et al. 2024)
-        if few < FEWEST_EXCESSES or scores[0] == scores[few]:
-            raise OptionError(
-                f"rule: got 'tail' with {n} calibration rows, expected at least {FEWEST_EXCESSES} different scores below "
-                "their quantile of a fifth"
-            )
+        if few < FEWEST_EXCESSES or len(np.unique(scores[: few + 1])) <= FEWEST_EXCESSES or not np.isfinite(scores[0]):
+            return None
         start = scores[few]
-        shape, _, scale = genpareto.fit(start - scores[:few], floc=0.0)
+        try:
+            shape, _, scale = genpareto.fit(start - scores[:few], floc=0.0)
+        except RuntimeError:  # no fit was found
+            shape = -1.0
         if shape < 0:
             shape, scale = 0.0, (start - scores[:few]).mean()
         return cls(float(start), few / n, float(shape), float(scale))
@@ -113,18 +112,18 @@ class Tail(NamedTuple):
 
 
 def p_values(rule: str, references: list[np.ndarray], scores: list[np.ndarray], delta: float) -> np.ndarray:
-    """P-values of m rows.
+    """P-values of m rows; of several folds their mean, twice which is a p-value (Vovk & Wang 2020).
 
     Args:
         rule: a name of `RULES`.
         references: of each fold, scores of normal rows in ascending order.
-        scores: of each fold, those of the m rows by the same model.
+        scores: of each fold, those of the m rows by the same model; none NaN.
         delta: of the rules that may fail.
     """
-    counts = np.sum([np.searchsorted(*pair, side="right") for pair in zip(references, scores)], 0)
-    p = RULES[rule].p_values(counts, sum(map(len, references)), delta)
-    if rule == "tail" and (lowest := counts == 0).any():
-        p[lowest] = np.minimum(p[lowest], Tail.of(references[0]).below(scores[0][lowest]))
+    counts = [np.searchsorted(*pair, side="right") for pair in zip(references, scores)]
+    p = np.mean([RULES[rule].p_values(count, len(own), delta) for count, own in zip(counts, references)], 0)
+    if rule == "tail" and (lowest := counts[0] == 0).any() and (tail := Tail.of(references[0])):
+        p[lowest] = np.minimum(p[lowest], tail.below(scores[0][lowest]))
     return p
 
 
@@ -138,4 +137,10 @@ def threshold(rule: str, reference: np.ndarray, level: float, delta: float) -> f
     flagged = int((RULES[rule].p_values(np.arange(n), n, delta) <= level).sum())
     if flagged:
         return float(reference[flagged - 1])
-    return min(float(reference[0]), Tail.of(reference).at(level)) if rule == "tail" else -np.inf
+    if rule != "tail":
+        return -np.inf
+    if (tail := Tail.of(reference)) is None:
+        raise OptionError(
+            f"rule: got 'tail' with {n} calibration rows, expected more, with over {FEWEST_EXCESSES} different low scores"
+        )
+    return min(float(reference[0]), tail.at(level))

@@ -7,14 +7,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.criticism.imputation import own
 from ppl_vae.criticism.scores import score
 from ppl_vae.data.columns import TYPES
+from ppl_vae.data.fill import filled
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import whole
 from ppl_vae.infer.draws import Draws, batch_of, each_block, facts, jacobians, likelihood_mean, log_prob_per_feature
 
 CELLS = 2**22
 """Of rows that are repaired at a time."""
+LEAST = -1e30
+"""Log densities below are taken for this one: of draws that are impossible."""
 ROUNDS = 5
 """How often a repaired row is shown to the encoder again, whose first answer believes the cell in question."""
 
@@ -29,7 +33,7 @@ class Explanation:
         remainder: (n,), -KL(w || 1/S), from -log S to 0: scores are parts summed and the remainder.
         gain: (n, d), how much the score would rise if that cell were what the others ask for: large for the columns that
             make a row anomalous, and comparable between columns; -inf for a hole.
-        instead: (n, d), what the others ask for, as encoded tensors are: see `repaired`.
+        instead: (n, d), what the others ask for, in encoded units: see `repaired`.
         names: the d columns.
     """
 
@@ -40,7 +44,7 @@ class Explanation:
     instead: np.ndarray
     names: tuple[str, ...]
     _vae: Any
-    _batch: Batch
+    _data: Any
 
     def __repr__(self) -> str:
         return f"Explanation({len(self.scores)} rows by {len(self.names)} columns)"
@@ -51,11 +55,16 @@ class Explanation:
         return [(self.names[j], float(self.gain[row, j])) for j in order]
 
     def repaired(self) -> Any:
-        """The nearest normal rows: each with its worst cell as the others ask for, of the data's own type."""
-        x, worst = self._batch.x.clone().flatten(1), self.gain.argmax(1)
-        rows = torch.arange(len(x))
-        x[rows, torch.from_numpy(worst)] = torch.from_numpy(self.instead[rows, worst]).to(x)
-        return x.numpy(force=True) if self._vae.schema is None else self._vae.schema.decode(x)
+        """The rows with their worst cell as the others ask for, where that gains; of the data's own type, else as it was.
+
+        A row with more than one wrong cell may still be anomalous: explain it again.
+        """
+        worst, schema, cells = self.gain.argmax(1), self._vae.schema, {}
+        for j in np.unique(worst):
+            rows = np.flatnonzero((worst == j) & (self.gain[:, j] > 0))
+            values = self.instead[rows, j]
+            cells[self.names[j]] = rows, values if schema is None else own(schema, int(j), values)
+        return filled(self._data, cells, self.names if schema is None or not schema.beside else None)
 
     def frame(self) -> Any:
         """The gains as a pandas DataFrame."""
@@ -70,11 +79,12 @@ def explain(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Explanat
     The reconstruction probability is taken apart: with w_s = p(x|z_s) / sum_t p(x|z_t), log (1/S) sum_s p(x|z_s) =
     sum_d sum_s w_s log p(x_d|z_s) - KL(w || 1/S). An encoder that is misled by one cell lets others look bad, so that the
     parts tell little of who is to blame; hence each cell in turn is replaced by what the others ask for, E[x_d|z] at draws
-    weighted by p(x_-d|z), shown to the encoder again some times, and the row is scored anew.
+    weighted by p(x_-d|z), shown to the encoder again some times, and the row is scored anew. The cells that are replaced
+    are a search's, which ends near E[x_d|x_-d]; the gains are those of these cells.
 
     Args:
         vae: a model with its guide.
-        data: n rows, of interest: the work is that of scoring n d rows.
+        data: n rows, of interest: the work is that of scoring 6 n d rows.
         num_draws: S.
         seed: of the noise.
 
@@ -86,7 +96,7 @@ def explain(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Explanat
         >>> from ppl_vae.model.linear import PPCA
         >>> random = np.random.RandomState(0)
         >>> x = random.randn(200, 1) + 0.1 * random.randn(200, 4)  # four columns that agree
-        >>> found = explain(PPCA(1).fit(x), [[0.3, 0.3, 9.0, 0.3]])
+        >>> found = explain(PPCA(1).fit(x), np.array([[0.3, 0.3, 9.0, 0.3]]))
         >>> found.columns(0, 1)[0][0], bool(abs(found.repaired()[0, 2] - 0.3) < 0.2)
         ('x2', True)
         >>> bool(np.allclose(found.parts.sum(1) + found.remainder, found.scores))
@@ -94,7 +104,8 @@ def explain(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Explanat
     """
     batch = batch_of(vae, data)
     n, d = batch.x.shape
-    draws = 1 if facts(vae, batch).point else whole("num_draws", num_draws)
+    known = facts(vae, batch)
+    draws = 1 if known.point and not known.shared else whole("num_draws", num_draws)
     found = each_block(vae, batch, draws, seed, _weighted, log_prob_per_feature, False)
     scores, parts, remainder = (torch.cat(column).numpy(force=True) for column in zip(*found))
     seen = np.ones((n, d), bool) if batch.mask is None else batch.mask.numpy(force=True)
@@ -110,13 +121,13 @@ def explain(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Explanat
         gain[here] = score(vae, some, num_draws=draws, seed=seed).values - scores[here[0]]
         instead[here] = some.x[torch.arange(len(which)), which].numpy(force=True)
     names = tuple(vae.schema.names) if vae.schema is not None else tuple(f"x{j}" for j in range(d))
-    return Explanation(scores, parts, remainder, gain, instead, names, vae, batch)
+    return Explanation(scores, parts, remainder, gain, instead, names, vae, data)
 
 
 def _weighted(block: Draws) -> tuple[Tensor, Tensor, Tensor]:
     """Scores (n,), parts (n, d) in encoded units, remainder (n,)."""
     assert block.observed is not None
-    log_weight = block.log_lik.log_softmax(0)
+    log_weight = block.log_lik.clamp(min=LEAST).log_softmax(0)
     weight, log_draws = log_weight.exp(), np.log(len(log_weight))
     remainder = -(weight * log_weight).sum(0) - log_draws
     return block.log_lik.logsumexp(0) - log_draws, (weight[..., None] * block.observed).sum(0), remainder
@@ -124,7 +135,9 @@ def _weighted(block: Draws) -> tuple[Tensor, Tensor, Tensor]:
 
 def _replaced(vae: Any, batch: Batch, which: Tensor, draws: int, seed: int) -> Batch:
     """Rows whose cell in column `which` (n,) is E[x_d|z] at draws weighted by p(x_-d|z); whole where it has to be."""
-    whole_only = torch.tensor(_whole(vae, batch.x.shape[1]), device=batch.x.device)
+    types = vae.schema.column_types if vae.schema is not None else ("real",) * batch.x.shape[1]
+    angles = torch.tensor([kind == "angle" for kind in types], device=batch.x.device)
+    numbers = torch.tensor([TYPES[kind].continuous for kind in types], device=batch.x.device) & ~angles
     start = 0
 
     def both(site: Any) -> Tensor:
@@ -134,20 +147,14 @@ def _replaced(vae: Any, batch: Batch, which: Tensor, draws: int, seed: int) -> B
         nonlocal start
         assert block.observed is not None
         n = block.log_lik.shape[1]
-        own = which[start : start + n].to(block.log_lik.device)
+        column = which[start : start + n].to(block.log_lik.device)
         start += n
-        cell = block.observed[:, torch.arange(n), own]  # (S, n, 2)
-        weight = (block.log_lik - cell[..., 0]).softmax(0)
-        mean, best = (weight * cell[..., 1]).sum(0), cell[..., 1].gather(0, weight.argmax(0)[None])[0].round()
-        return torch.where(whole_only[own], best, mean)
+        cell = block.observed[:, torch.arange(n), column]  # (S, n, 2)
+        weight = (block.log_lik - cell[..., 0]).nan_to_num(LEAST).clamp(min=LEAST).softmax(0)
+        mean, best = (weight * cell[..., 1]).sum(0), cell[..., 1].gather(0, weight.argmax(0)[None])[0]
+        return torch.where(numbers[column], mean, torch.where(angles[column], best, best.round()))
 
     found = each_block(vae, batch, draws, seed, read, both, False)
     x = batch.x.clone()
     x[torch.arange(len(x)), which] = torch.cat(found).to(x)
     return batch._replace(x=x)
-
-
-def _whole(vae: Any, d: int) -> list[bool]:
-    """Which columns hold whole numbers: counts, and codes of levels."""
-    types = vae.schema.column_types if vae.schema is not None else ("real",) * d
-    return [not TYPES[kind].continuous for kind in types]

@@ -23,7 +23,8 @@ class Scores:
     """One number a row, with its Monte Carlo standard error.
 
     Attributes:
-        values: (n,) float64, higher = more normal; in nats of the data in its own units (not for reconstruction_error).
+        values: (n,) float64, higher = more normal; in nats of the data in its own units (not for reconstruction_error, nor
+            disagreement, a number of members).
         mcse: (n,) Monte Carlo standard errors of `values`, row by row. That of a log of a mean (reconstruction_probability,
             iwae) is by the delta method and never above 1: from about 0.5 a few draws carry the row (effective sample
             size 1 / (mcse^2 + 1 / S)), the value is too low by more than it says. Equal rows share their noise.

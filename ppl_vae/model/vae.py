@@ -14,7 +14,7 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from torch import Tensor, nn
 
 from ppl_vae.data.schema import Batch, Schema
-from ppl_vae.errors import OptionError, ProgramError
+from ppl_vae.errors import DataError, OptionError, ProgramError
 from ppl_vae.model.missing import inside, masked
 
 Part = Callable[..., dist.Distribution]
@@ -187,9 +187,31 @@ class VAE(nn.Module):
                 pyro.module(f"{key(self)}.{name}", part)
 
     def batch(self, data: Any, minimum_rows: int = 1) -> Batch:
-        """`data` as encoded tensors of this model's dtype and device, checked against its schema; a `Batch` as it is."""
-        if isinstance(data, Batch):
-            return data
+        """`data` as encoded tensors of this model's dtype and device, checked against its schema.
+
+        A `Batch` is taken for rows that this model has encoded, or one of the same schema.
+        """
         like = next((p for p in [*self.parameters(), *self.buffers()] if p.is_floating_point()), torch.zeros(0))
+        if isinstance(data, Batch):
+            return self._encoded(data, minimum_rows, like)
         schema = self.schema or Schema.of(data)
         return schema.tensors(data, minimum_rows=minimum_rows, dtype=like.dtype, device=like.device)
+
+    def _encoded(self, batch: Batch, minimum_rows: int, like: Tensor) -> Batch:
+        """A batch of encoded rows, of this model's dtype and device.
+
+        Raises: DataError for too few rows or another number of columns.
+        """
+        n, d = batch.x.shape
+        if n < minimum_rows:
+            raise DataError(f"data: got a Batch of {n} rows, expected at least {minimum_rows}")
+        if self.schema is not None and d != self.schema.width:
+            raise DataError(
+                f"data: got a Batch of {d} columns, expected {self.schema.width}, encoded by this model's schema"
+            )
+        mask = batch.mask
+        if mask is None and self.schema is not None and self.schema.nullable:
+            mask = torch.ones_like(batch.x, dtype=torch.bool)
+        moved = [None if part is None else part.to(like.device) for part in batch]
+        whole = Batch(*moved)  # type: ignore[arg-type]
+        return whole._replace(x=whole.x.to(like.dtype), mask=None if mask is None else mask.to(like.device))

@@ -383,7 +383,7 @@ def _score_arguments(one: ArgumentParser) -> None:
         "--scoring",
         type=str,
         default="reconstruction_probability",
-        help="reconstruction_probability | expected_log_likelihood | elbo | iwae | reconstruction_error",
+        help="reconstruction_probability | expected_log_likelihood | elbo | iwae | kl_to_prior | reconstruction_error",
     )
     one.add_argument("--num_draws", type=int, default=64, help="Monte Carlo draws a row")
     one.add_argument("--seed", type=int, default=0, help="of the draws")

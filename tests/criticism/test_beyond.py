@@ -74,9 +74,11 @@ def test_ratio_and_typicality_of_exact_densities() -> None:
 
 
 def test_scores_of_an_ensemble(both: Any) -> None:
-    log_p = np.stack([pv.score(member, NEW, "iwae").values for member in both.members])
+    found = [pv.score(member, NEW, "iwae") for member in both.members]
+    log_p, of_draws = np.stack([f.values for f in found]), np.stack([f.mcse for f in found])
     waic = pv.score(both, NEW, "waic")
-    np.testing.assert_allclose(waic.values, log_p.mean(0) - ((log_p - log_p.mean(0)) ** 2).mean(0), rtol=1e-9)
+    variance = ((log_p - log_p.mean(0)) ** 2).mean(0) - (of_draws**2).mean(0)
+    np.testing.assert_allclose(waic.values, log_p.mean(0) - variance, rtol=1e-9)
     p = np.exp(log_p)
     agreed = pv.score(both, NEW, "disagreement").values
     np.testing.assert_allclose(agreed, p.sum(0) ** 2 / (p**2).sum(0), rtol=1e-6)
@@ -99,6 +101,20 @@ def test_input_complexity_adds_what_a_compressor_needs() -> None:
     bits = [8 * len(zlib.compress((255 * row).astype(np.uint8).tobytes(), 9)) for row in images]
     np.testing.assert_allclose(gain, np.array(bits) * math.log(2), rtol=1e-9)
     assert gain[5:].min() > gain[:5].max()
+    other = pv.score(vae, images[5:], ("input_complexity", {"low": -3.0, "high": 9.0})).values
+    assert not np.allclose(other, pv.score(vae, images, "input_complexity").values[5:])
+    np.testing.assert_array_equal(  # of its row alone
+        pv.score(vae, images[:7], "input_complexity").values, pv.score(vae, images, "input_complexity").values[:7]
+    )
+
+
+def test_impossible_rows_are_the_least_normal(both: Any) -> None:
+    """No log p is finite there: not a number would pass for normal."""
+    far = np.full((2, 4), 1e30)
+    for scoring in ("waic", "disagreement"):
+        assert (pv.score(both, far, scoring).values == -np.inf).all()
+    ratio = pv.score(both.members[0], far, ("likelihood_ratio", {"background": both.members[1]}))
+    assert (ratio.values == -np.inf).all()
 
 
 def test_what_they_refuse(linear: Any, both: Any) -> None:
@@ -111,6 +127,8 @@ def test_what_they_refuse(linear: Any, both: Any) -> None:
         (both, ("aggregate_posterior", {"normal": X}), {}, "expected one of its .members"),
         (linear, "waic", {"per_feature": True}, "with per_feature or draws"),
         (linear, ("elbo", {"k": 1}), {}, "got options with 'elbo'"),
+        (linear, ("typicality", [X]), {}, "as the options of 'typicality', expected a dict"),
+        (linear, ("input_complexity", {"low": 2.0}), {}, "low, high: got 2.0 and 1.0"),
         (linear, "regret", {}, "expected one of .*'elbo'.*'likelihood_regret'"),
         (pv.PCA(1).fit(X), "likelihood_regret", {}, "point posterior"),
     ]

@@ -36,34 +36,36 @@ def with_holes() -> Any:
     return vae
 
 
-def false_positives(normals: np.ndarray, n: int, level: float, calibrated_on: np.ndarray | None = None) -> float:
-    """Kolmogorov and Smirnov's p-value of randomised PITs of false positives over 200 random splits of scores into n for
-    calibration and the others, which should be Beta-binomial(m, k, n + 1 - k), k = floor(level (n + 1))."""
-    random, pits = np.random.RandomState(3), []
-    k, m = int(level * (n + 1) + 1e-9), len(normals) - n
+def ks(counts: list[int], m: int, n: int, level: float) -> float:
+    """Kolmogorov and Smirnov's p-value of randomised PITs of false positives among m rows by n calibration rows, which
+    should be Beta-binomial(m, k, n + 1 - k), k = floor(level (n + 1))."""
+    k = int(level * (n + 1) + 1e-9)
     law = stats.betabinom(m, k, n + 1 - k)
-    for _ in range(200):
-        split = random.permutation(normals)
-        reference = np.sort(split[:n] if calibrated_on is None else random.permutation(calibrated_on)[:n])
-        count = int((p_values("conformal", [reference], [split[n:]], 0.1) <= level).sum())
-        pits.append(law.cdf(count - 1) + random.rand() * law.pmf(count))
-    return float(stats.kstest(pits, "uniform").pvalue)
+    where = np.random.RandomState(3).rand(len(counts))
+    return float(stats.kstest(law.cdf(np.array(counts) - 1) + where * law.pmf(counts), "uniform").pvalue)
 
 
 @pytest.mark.parametrize("level", [0.01, 0.05, 0.1])
 def test_false_positives_follow_their_law(ppca: Any, level: float) -> None:
-    """One model, fitted on other rows. Each fails by chance at 1e-3."""
-    scores = pv.score(ppca, rows(1200, 4), **OPTIONS).values
-    assert false_positives(scores, 500, level) > 1e-3
+    """One model, fitted on other rows, and 200 random splits of 1200 rows. Each fails by chance at 1e-3."""
+    scores, random, counts = pv.score(ppca, rows(1200, 4), **OPTIONS).values, np.random.RandomState(3), []
+    for _ in range(200):
+        split = random.permutation(scores)
+        counts.append(int((p_values("conformal", [np.sort(split[:500])], [split[500:]], 0.1) <= level).sum()))
+    assert ks(counts, 700, 500, level) > 1e-3
 
 
-@pytest.mark.parametrize("level", [0.05, 0.1])
-def test_calibration_on_training_rows_is_rejected(level: float) -> None:
-    """The control: a model that has seen its calibration rows finds them more probable than rows to come."""
-    train = rows(40, 5)
-    seen = pv.PPCA(5).fit(train)
-    normals, own = (pv.score(seen, x, **OPTIONS).values for x in (rows(1200, 4), train))
-    assert false_positives(normals, 39, level, calibrated_on=own) < 1e-6
+@pytest.mark.parametrize(("seen", "low", "high"), [(False, 1e-3, 1.0), (True, 0.0, 1e-6)])
+def test_calibration_on_training_rows_is_rejected(seen: bool, low: float, high: float) -> None:
+    """200 models of 40 rows, calibrated on 40 others, or on the same: these are more probable than rows to come, and the
+    same test finds it out."""
+    counts = []
+    for trial in range(200):
+        train, fresh, new = rows(40, 3 * trial + 100), rows(40, 3 * trial + 101), rows(100, 3 * trial + 102)
+        model = pv.PPCA(5).fit(train)
+        calibration = calibrate(model, (train if seen else fresh)[:39], level=0.1, num_draws=2)
+        counts.append(int(calibration.predict(new).sum()))
+    assert low < ks(counts, 100, 39, 0.1) < high
 
 
 def test_calibrate_is_the_ranks_of_scores(ppca: Any) -> None:
@@ -78,8 +80,8 @@ def test_calibrate_is_the_ranks_of_scores(ppca: Any) -> None:
     np.testing.assert_array_equal(calibration.predict(others), np.array(by_hand) <= 0.1)
     np.testing.assert_array_equal(calibration.predict(others), scores < calibration.threshold)
     assert calibration.predict(others)[20:].all() and calibration.rows == 99
-    assert "99 rows, 'conformal' at level 0.1, flags scores below" in repr(calibration)
-    assert "20 of 40 anomalous" in repr(decisions) or "anomalous" in repr(decisions)
+    assert repr(calibration) == "Calibration(reconstruction_probability of 99 rows, 'conformal' at level 0.1)"
+    assert f"({decisions.anomalous.sum()} of 40 anomalous" in repr(decisions) and set(decisions.against) == {"same"}
 
 
 def test_other_levels_without_another_fit(ppca: Any) -> None:
@@ -148,22 +150,28 @@ def test_rows_with_holes_are_judged_among_their_like(with_holes: Any) -> None:
 
 
 def test_enough_rows_of_the_same_pattern_are_the_reference(with_holes: Any) -> None:
-    normal = rows(100, 16)
-    normal[:50, 0] = np.nan
-    fold = Fold(with_holes, with_holes.batch(normal), OPTIONS)
+    normal = rows(200, 16)
+    normal[:99, 0] = np.nan
     pattern = np.array([False, True, True, True, True, True, True])
+    found, kind = Fold(with_holes, with_holes.batch(normal), OPTIONS).reference(pattern)
     scores = pv.score(with_holes, normal, **OPTIONS).values
-    np.testing.assert_array_equal(fold.reference(pattern, 50), np.sort(scores[:50]))
-    more = normal.copy()
-    more[:, 0] = np.nan  # too few: all rows that have these cells
-    np.testing.assert_allclose(fold.reference(pattern, 51), np.sort(pv.score(with_holes, more, **OPTIONS).values))
+    np.testing.assert_array_equal(found, np.sort(scores[:99]))
+    assert kind == "same"
+    fewer = normal[1:]  # all rows that have these cells
+    found, kind = Fold(with_holes, with_holes.batch(fewer), OPTIONS).reference(pattern)
+    fewer[:, 0] = np.nan
+    np.testing.assert_allclose(found, np.sort(pv.score(with_holes, fewer, **OPTIONS).values))
+    assert kind == "hidden"
 
 
 def test_cells_that_no_calibration_row_has_are_simulated(with_holes: Any) -> None:
     normal = rows(100, 16)
     normal[:, 0] = np.nan
     fold = Fold(with_holes, with_holes.batch(normal), OPTIONS)
-    assert len(fold.reference(np.ones(7, bool), 20)) == 1000
+    found, kind = fold.reference(np.ones(7, bool))
+    assert len(found) == 2000 and kind == "simulated"
+    decisions = calibrate(with_holes, normal, num_draws=2).decide(rows(3, 1))
+    assert decisions.against.tolist() == ["simulated"] * 3
 
 
 def test_patterns_and_hidden_cells() -> None:
@@ -180,7 +188,7 @@ def test_patterns_and_hidden_cells() -> None:
 
 
 def test_decisions_within_the_error_of_a_score_are_unsure(ppca: Any) -> None:
-    """With few draws many, with many draws few; those that 20 times as many draws turn are nearly all among them."""
+    """With few draws many, with many draws few; those that 200 times as many draws turn are nearly all among them."""
     normal, new = rows(400, 6), rows(1000, 17) * 1.5
     few = calibrate(ppca, normal, level=0.2, num_draws=5).decide(new)
     reference = np.sort(pv.score(ppca, normal, num_draws=5).values)
@@ -194,23 +202,31 @@ def test_decisions_within_the_error_of_a_score_are_unsure(ppca: Any) -> None:
 # ---- folds
 
 
-def test_folds_judge_by_models_that_have_not_seen_them() -> None:
-    """Flags of normal rows: at most about twice the level is proven, about the level is met; 4 standard errors of the
-    Beta-binomial on either side of the level. Models that had seen their rows would flag far more."""
-    x, new = rows(150, 18), rows(1000, 19)
+def test_folds_judge_by_models_that_have_not_seen_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fold's rows are all but those that its model was fitted to; of normal rows at most twice the level is flagged,
+    plus 4 standard errors of the Beta-binomial, and about the level."""
+    x, new, fitted_to = rows(150, 18), rows(1000, 19), []
     make = partial(pv.build, x, latent=3, hidden=(), scale="shared")
     candidate = pv.Candidate(lambda seed: make(seed=seed), epochs=60, lr=3e-2, batch_size=32, valid=0.0, compiled=False)
+
+    def watched(vae: Any, batch: pv.Batch, **options: Any) -> Any:
+        fitted_to.append(batch.x)
+        return pv.fit(vae, batch, **options)
+
+    monkeypatch.setattr("ppl_vae.criticism.calibration.fit", watched)
     calibration = calibrate(candidate, x, level=0.1, folds=3, num_draws=4)
     assert calibration.rows == 150 and len(calibration.folds) == 3 and "twice the level" in calibration.guarantee
     sizes = [len(fold.batch.x) for fold in calibration.folds]
     assert sizes == [50, 50, 50]
     together = torch.cat([fold.batch.x for fold in calibration.folds])
     assert len(torch.unique(together, dim=0)) == 150
+    for fold, rest in zip(calibration.folds, fitted_to):
+        assert len(rest) == 100 and len(torch.unique(torch.cat([fold.batch.x, rest]), dim=0)) == 150
     rate = calibration.predict(new).mean()
     assert abs(rate - 0.1) < 4 * stats.betabinom(1000, 15, 136).std() / 1000
     with pytest.raises(pv.OptionError, match="threshold: got several folds"):
         _ = calibration.threshold
-    assert "3 folds" in repr(calibration)
+    assert "in 3 folds" in repr(calibration)
 
 
 def test_wrong_options(ppca: Any) -> None:
@@ -223,11 +239,14 @@ def test_wrong_options(ppca: Any) -> None:
         (ppca, {"delta": 2.0}, "delta: got 2.0"),
         (ppca, {"labels": [0, 1]}, "labels: got int64 of shape"),
         (ppca, {"labels": np.full(30, 2)}, "labels"),
+        (ppca, {"labels": ["0"] * 30}, "labels: got <U1"),
+        (ppca, {"rule": "tail", "level": 0.001}, "rule: got 'tail' with 30 calibration rows"),
         (ppca, {"labels": np.ones(30)}, "labels: got anomalies only"),
         (candidate, {"rule": "tail"}, "rule: got 'tail' for several folds"),
         (candidate, {"folds": 1}, "folds: got 1"),
         (candidate, {"folds": 16}, "folds: got 16 for 30 rows"),
-        (pv.Candidate(lambda seed: ppca, objective=None), {}, "without an objective"),
+        (pv.Candidate(lambda seed: ppca, objective=None), {}, "objective=None"),
+        (pv.Candidate(lambda seed: ppca, posterior="svi"), {}, "posterior='svi'"),
         (x, {}, "vae: got a ndarray"),
     ]
     for vae, options, message in cases:
@@ -235,6 +254,12 @@ def test_wrong_options(ppca: Any) -> None:
             calibrate(vae, x, **options)
     with pytest.raises(pv.OptionError, match=r"fdr: got 1\.5"):
         calibrate(ppca, x).select(x, fdr=1.5)
+    with pytest.raises(pv.OptionError, match="select: got the rule 'conditional'"):
+        calibrate(ppca, x, rule="conditional").select(x)
+    with pytest.raises(pv.DataError, match="got a Batch of 3 columns"):
+        calibrate(ppca, pv.Batch(torch.zeros(5, 3)))
+    with pytest.raises(pv.OptionError, match="background: got a model of other columns or scales"):
+        calibrate(ppca, x, scoring=("likelihood_ratio", {"background": pv.PPCA(3).fit(2 * x)}))
 
 
 def test_encoded_rows_are_data_too(with_holes: Any) -> None:

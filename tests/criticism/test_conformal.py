@@ -19,10 +19,10 @@ def test_conformal_p_values_count_scores_at_or_below() -> None:
 
 
 def test_folds_are_counted_each_by_its_own_model() -> None:
-    """Vovk (2015): counts are summed over folds."""
+    """The mean of the folds' p-values."""
     one, two = np.array([1.0, 2.0]), np.array([10.0, 20.0, 30.0])
     got = p_values("conformal", [one, two], [np.array([1.5, 0.0]), np.array([25.0, 30.0])], 0.1)
-    assert got.tolist() == [(1 + 1 + 2) / 6, (1 + 0 + 3) / 6]
+    np.testing.assert_allclose(got, [(2 / 3 + 3 / 4) / 2, (1 / 3 + 4 / 4) / 2], rtol=1e-12)
 
 
 def test_conditional_p_values_are_binomial_tails() -> None:
@@ -83,13 +83,15 @@ def test_thresholds_flag_the_rows_with_small_p_values(rule: str, level: float) -
     np.testing.assert_array_equal(p <= level, scores < threshold(rule, reference, level, 0.1))
 
 
-def test_tails_of_a_known_law() -> None:
-    """Scores whose lower tail is a generalised Pareto law: its probability of 1e-6 within 4 standard errors by the delta
-    method, with the asymptotic covariance of Smith (1984); fails by chance at 6e-5. `at` is the inverse."""
-    shape, scale, n, level = 0.2, 2.0, 20_000, 1e-6
+@pytest.mark.parametrize("level", [2e-3, 1e-6])
+def test_tails_of_a_known_law(level: float) -> None:
+    """Scores whose lower tail is a generalised Pareto law: its probability within 4 standard errors by the delta method,
+    with the asymptotic covariance of Smith (1984), which at 2e-3 is 13 %; fails by chance at 6e-5. `at` is the inverse."""
+    shape, scale, n = 0.2, 2.0, 20_000
     scores = -stats.genpareto.rvs(shape, scale=scale, size=n, random_state=np.random.RandomState(SEED))
     truth = -stats.genpareto.isf(level, shape, scale=scale)
     tail = Tail.of(np.sort(scores))
+    assert tail is not None
     m = tail.share * n
     at_start = scale + shape * -tail.start  # the law above a threshold is the same with a larger scale
     covariance = (1 + shape) / m * np.array([[1 + shape, -at_start], [-at_start, 2 * at_start**2]])
@@ -119,5 +121,17 @@ def test_too_few_rows() -> None:
     assert threshold("conformal", reference, 0.01, 0.1) == -np.inf
     with pytest.raises(OptionError, match="rule: got 'tail' with 30 calibration rows"):
         threshold("tail", reference, 0.01, 0.1)
-    with pytest.raises(OptionError, match="rule: got 'tail'"):
-        Tail.of(np.zeros(1000))
+    assert Tail.of(np.zeros(1000)) is None
+    assert Tail.of(np.sort(np.concatenate([[-np.inf], np.arange(999.0)]))) is None
+    np.testing.assert_array_equal(
+        p_values("tail", [reference], [reference], 0.1), p_values("conformal", [reference], [reference], 0.1)
+    )
+
+
+def test_a_tail_has_no_end() -> None:
+    """Uniform scores, whose law ends: an exponential law in its place is above it, and never 0."""
+    scores = np.sort(np.random.RandomState(SEED).rand(5000))
+    tail = Tail.of(scores)
+    assert tail is not None and tail.shape == 0
+    below = np.array([-0.1, 0.0, 0.001])
+    assert (tail.below(below) > below.clip(0)).all() and (tail.below(below) > 0).all()

@@ -117,6 +117,8 @@ def test_holes_surprise_nobody() -> None:
     assert (found.gain[1::2, 2] == -np.inf).all() and (found.parts[1::2, 2] == 0).all()
     assert np.isfinite(found.gain[::2]).all()
     assert "x2" not in [name for name, _ in found.columns(1, 5)]
+    repaired = found.repaired()
+    assert np.isnan(repaired[1::2, 2]).all() and ((repaired != x[:4]) & ~np.isnan(x[:4])).sum(1).max() <= 1
 
 
 def test_frames_and_reports(of_table: Any) -> None:
