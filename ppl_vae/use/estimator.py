@@ -16,10 +16,12 @@ from ppl_vae.infer.training import fit
 from ppl_vae.model.build import build
 
 PARTS: tuple[dict[str, Any], ...] = (
-    {"likelihood": "normal", "scale": "row"},
-    {"likelihood": "student_t", "scale": "feature"},
+    {},
+    {"latent": 2},
+    {"likelihood": "student_t", "scale": "feature", "hidden": (128,), "activation": "tanh"},
 )
-"""Options of `build` of the two kinds of members: noise that depends on the row, and heavy tails that do not."""
+"""Options of `build` by which members differ: in how much z can tell, and in noise that depends on the row or does not, with
+tails that are heavy: no one of these is best on all tables."""
 
 
 class Member(NamedTuple):
@@ -37,12 +39,14 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
     averaged: `score_samples` is in units of quartile ranges, 0 for a typical training row, and higher is more normal.
 
     Args:
-        parts: options of `build` for each kind of member.
+        parts: for each kind of member, options of `build` in the place of those below.
         latent: latent dimensions; no more than features.
         hidden: widths of the encoder's hidden layers, mirrored in the decoder.
-        scale_floor: smallest learned scale, in units of a feature's standard deviation.
+        activation: of these layers.
+        scale_floor: smallest learned scale, in units of a feature's standard deviation: without one, the density grows
+            without bound where values repeat.
         seeds: members of each kind.
-        steps: of training, for each member.
+        steps: of training, for each member, whatever the number of rows.
         batch_size, lr: of training.
         num_draws: of z, for a score.
         contamination: share of training rows that `predict` calls outliers, in (0, 0.5].
@@ -70,11 +74,12 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         *,
         parts: Sequence[dict[str, Any]] = PARTS,
         latent: int = 8,
-        hidden: Sequence[int] = (128,),
+        hidden: Sequence[int] = (128, 128),
+        activation: str = "relu",
         scale_floor: float = 0.1,
         seeds: int = 1,
-        steps: int = 2000,
-        batch_size: int = 128,
+        steps: int = 500,
+        batch_size: int = 512,
         lr: float = 3e-3,
         num_draws: int = 32,
         contamination: float = 0.1,
@@ -83,6 +88,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         self.parts = parts
         self.latent = latent
         self.hidden = hidden
+        self.activation = activation
         self.scale_floor = scale_floor
         self.seeds = seeds
         self.steps = steps
@@ -96,7 +102,8 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         """Fit to rows (n, d) that are normal, or nearly all of which are.
 
         Args:
-            X: array or data frame of numbers; NaN where a value is missing.
+            X: array of numbers, or a data frame, whose columns of text, categories and truth values get a likelihood of
+                their own; NaN where a value is missing.
             y: ignored.
         """
         contamination = self.contamination
@@ -108,7 +115,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
             self._member(rows, part, (first + number) % 2**31)
             for number, part in enumerate(list(self.parts) * whole("seeds", self.seeds))
         ]
-        self._n_features_out = min(self.latent, rows.shape[1])
+        self._n_features_out = encode(self.members_[0].vae, rows[:1]).shape[1]
         self.offset_ = -np.inf
         self.offset_ = float(np.quantile(self._of_members(rows), contamination))
         return self
@@ -130,34 +137,46 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         """Posterior means of the first member, (n, latent)."""
         check_is_fitted(self)
         rows = self._checked(X, reset=False)
-        return encode(self.members_[0].vae, rows).astype(X.dtype if getattr(X, "dtype", None) == np.float32 else float)
+        kind = np.float32 if getattr(rows, "dtype", None) == np.float32 else np.float64
+        return encode(self.members_[0].vae, rows).astype(kind)
 
     # -- how
 
-    def _member(self, rows: np.ndarray, part: dict[str, Any], seed: int) -> Member:
-        options = {"scale_floor": self.scale_floor, "nullable": bool(np.isnan(rows).any())} | part
-        vae = build(rows, latent=min(self.latent, rows.shape[1]), hidden=self.hidden, seed=seed, **options)
-        batch = min(self.batch_size, len(rows))
+    def _member(self, rows: Any, part: dict[str, Any], seed: int) -> Member:
+        options: dict[str, Any] = {
+            "latent": self.latent,
+            "hidden": self.hidden,
+            "activation": self.activation,
+            "scale_floor": self.scale_floor,
+            "likelihood": "normal",
+        } | part
+        options["latent"] = min(whole("latent", options["latent"]), rows.shape[1])
+        if isinstance(rows, np.ndarray):
+            options["nullable"] = bool(np.isnan(rows).any())
+        else:  # the other columns by what they hold
+            numbers = rows.select_dtypes("number").columns
+            options["likelihood"] = dict.fromkeys(map(str, numbers), options["likelihood"])
+        vae = build(rows, seed=seed, **options)
+        batch = min(whole("batch_size", self.batch_size), len(rows))
         epochs = max(1, round(whole("steps", self.steps) * batch / len(rows)))
         fit(vae, rows, epochs=epochs, batch_size=batch, lr=self.lr, valid=0.0, seed=seed, progress=False)
         low, center, high = np.quantile(self._scores(vae, rows), (0.25, 0.5, 0.75))
         return Member(vae, float(center), max(float(high - low), 1e-6))
 
-    def _scores(self, vae: Any, rows: np.ndarray) -> np.ndarray:
+    def _scores(self, vae: Any, rows: Any) -> np.ndarray:
         return score(vae, rows, num_draws=self.num_draws).values
 
-    def _of_members(self, rows: np.ndarray) -> np.ndarray:
+    def _of_members(self, rows: Any) -> np.ndarray:
         return np.mean([(self._scores(m.vae, rows) - m.center) / m.width for m in self.members_], 0)
 
-    def _checked(self, X: Any, reset: bool) -> np.ndarray:
-        return validate_data(
-            self,
-            X,
-            reset=reset,
-            dtype=[np.float64, np.float32],
-            ensure_all_finite="allow-nan",
-            ensure_min_samples=2 if reset else 1,
-        )
+    def _checked(self, X: Any, reset: bool) -> Any:
+        """An array of numbers, or a data frame with other columns as it is."""
+        if hasattr(X, "select_dtypes") and X.select_dtypes(exclude="number").shape[1]:
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            return X
+        least = 2 if reset else 1
+        kinds = [np.float64, np.float32]
+        return validate_data(self, X, reset=reset, dtype=kinds, ensure_all_finite="allow-nan", ensure_min_samples=least)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
