@@ -1,5 +1,6 @@
 """From scores to decisions with an error rate: rows are judged against rows that are known to be normal."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ from ppl_vae.data.schema import Batch
 from ppl_vae.errors import OptionError, choose, number, whole
 from ppl_vae.infer.draws import batch_of
 from ppl_vae.infer.training import fit
+
+log = logging.getLogger(__name__)
 
 LEVEL, DELTA = 0.05, 0.1
 FEWEST = 99
@@ -146,7 +149,11 @@ class Calibration:
 
     @property
     def guarantee(self) -> str:
-        """What holds if the calibration rows and normal rows to come are exchangeable; rows with holes: see `calibrate`."""
+        """What holds if the calibration rows and normal rows to come are exchangeable, for each pattern of holes apart.
+
+        Of rows that are judged against "hidden" ones (`Decisions.against`) it holds if what is missing does not depend on
+        the values; of those against "simulated" ones nothing is promised.
+        """
         if len(self.folds) == 1:
             return RULES[self.rule].text
         return (
@@ -171,7 +178,7 @@ class Calibration:
         """The same calibration rows at another level, or by another rule: nothing is fitted again."""
         rule, delta = self.rule if rule is None else rule, self.delta if delta is None else delta
         _check_rule(rule, len(self.folds))
-        return replace(self, level=_share("level", level), rule=rule, delta=_share("delta", delta))
+        return _told(replace(self, level=_share("level", level), rule=rule, delta=_share("delta", delta)))
 
     def decide(self, data: Any) -> Decisions:
         """Judge m rows: flag them, say which decisions are unsure, and how probable such scores are of normal rows.
@@ -188,6 +195,8 @@ class Calibration:
             rows = which == place
             references, kinds = zip(*(fold.reference(pattern) for fold in self.folds))
             against[rows] = max(kinds, key=("same", "hidden", "simulated").index)
+            if "simulated" in kinds:
+                log.warning("%d rows have cells that no calibration row has: no level is promised of these", rows.sum())
             for of, shift in ((p, 0.0), (low, -STRADDLES), (high, STRADDLES)):
                 shifted = [v[rows] + shift * e[rows] for v, e in zip(values, errors)]
                 of[rows] = p_values(self.rule, list(references), shifted, self.delta)
@@ -251,8 +260,9 @@ def calibrate(
         scoring, num_draws, seed: as in `score`; of these rows and of all that are judged.
 
     Returns: `Calibration`. A row with holes is compared to rows with the same holes, and what is promised holds for each
-        pattern of holes apart; where these rows are fewer than `FEWEST`, to rows whose other cells are hidden, which is
-        right if what is missing does not depend on the values. `Decisions.against` tells.
+        pattern of holes apart; where these rows are fewer than 99, to rows whose other cells are hidden, which is right if
+        what is missing does not depend on the values; where no row has all of its cells, to rows that the model simulates,
+        which promises nothing. `Decisions.against` tells.
 
     Raises: OptionError, DataError.
 
@@ -274,10 +284,19 @@ def calibrate(
     _check_rule(rule, 1)
     batch = batch_of(vae, data)
     fold = Fold(vae, batch if labels is None else batch.rows(_normal(labels, len(batch.x))), options)
-    found = Calibration((fold,), level, rule, delta)
-    if rule == "tail":
-        _ = found.threshold  # too few rows are refused here
-    return found
+    return _told(Calibration((fold,), level, rule, delta))
+
+
+def _told(calibration: Calibration) -> Calibration:
+    """Say it where there are too few rows for the level.
+
+    Raises: OptionError for a tail.
+    """
+    if len(calibration.folds) == 1 and calibration.threshold == -np.inf:
+        log.warning(
+            "%d calibration rows are too few for level %g: no row is flagged", calibration.rows, calibration.level
+        )
+    return calibration
 
 
 def _folds(candidate: Candidate, data: Any, labels: Any, folds: int, options: dict[str, Any]) -> Iterator[Fold]:

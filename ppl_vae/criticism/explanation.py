@@ -12,7 +12,7 @@ from ppl_vae.criticism.scores import score
 from ppl_vae.data.columns import TYPES
 from ppl_vae.data.fill import filled
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import whole
+from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer.draws import Draws, batch_of, each_block, facts, jacobians, likelihood_mean, log_prob_per_feature
 
 CELLS = 2**22
@@ -50,18 +50,25 @@ class Explanation:
         return f"Explanation({len(self.scores)} rows by {len(self.names)} columns)"
 
     def columns(self, row: int, most: int = 3) -> list[tuple[str, float]]:
-        """The columns of a row whose repair gains most, each with its gain in nats, the largest first."""
+        """The columns of a row, by its place, whose repair gains most, each with its gain in nats, the largest first.
+
+        Raises: OptionError for a place that there is not.
+        """
+        if whole("row", row, 0) >= len(self.scores):
+            raise OptionError(f"row: got {row!r}, expected a place from 0 to {len(self.scores) - 1}")
         order = np.argsort(-self.gain[row], kind="stable")[: whole("most", most)]
         return [(self.names[j], float(self.gain[row, j])) for j in order]
 
-    def repaired(self) -> Any:
-        """The rows with their worst cell as the others ask for, where that gains; of the data's own type, else as it was.
+    def repaired(self, least: float = 3.0) -> Any:
+        """The rows with their worst cell as the others ask for, where that gains enough; of the data's own type, else as it
+        was. A row with more than one wrong cell may still be anomalous: explain it again.
 
-        A row with more than one wrong cell may still be anomalous: explain it again.
+        Args:
+            least: gain in nats from which on a cell is replaced; 3 is a factor of 20.
         """
         worst, schema, cells = self.gain.argmax(1), self._vae.schema, {}
         for j in np.unique(worst):
-            rows = np.flatnonzero((worst == j) & (self.gain[:, j] > 0))
+            rows = np.flatnonzero((worst == j) & (self.gain[:, j] >= least))
             values = self.instead[rows, j]
             cells[self.names[j]] = rows, values if schema is None else own(schema, int(j), values)
         return filled(self._data, cells, self.names if schema is None or not schema.beside else None)
@@ -118,7 +125,9 @@ def explain(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Explanat
         some, which = batch.rows(torch.from_numpy(here[0])), torch.from_numpy(here[1])
         for _ in range(ROUNDS):
             some = _replaced(vae, some, which, draws, seed)
-        gain[here] = score(vae, some, num_draws=draws, seed=seed).values - scores[here[0]]
+        after, before = score(vae, some, num_draws=draws, seed=seed).values, scores[here[0]]
+        possible = after > -np.inf  # of an impossible row, a repair that leaves it impossible gains nothing
+        gain[here] = np.where(possible, after - np.where(possible, before, 0.0), -np.inf)
         instead[here] = some.x[torch.arange(len(which)), which].numpy(force=True)
     names = tuple(vae.schema.names) if vae.schema is not None else tuple(f"x{j}" for j in range(d))
     return Explanation(scores, parts, remainder, gain, instead, names, vae, data)

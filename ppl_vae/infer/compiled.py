@@ -165,7 +165,7 @@ def with_graph(choice: bool | str, planned: int, eager: Any, size: int) -> tuple
             reason = f"{type(error).__name__}: {first_line(error)}"
             if choice != "auto":
                 raise OptionError(
-                    f"compiled: got {choice!r}, but no graph could be made of a step: {reason}"
+                    f"compiled: got {choice!r}, but no graph could be made of a step: {reason}; 'auto' or False fits without"
                 ) from error
             level = logging.INFO if isinstance(error, PplVaeError) else logging.WARNING
             log.log(level, "no %s: %s", kind.__name__, reason)

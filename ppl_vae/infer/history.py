@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterator
 from math import isnan
 from os import PathLike
 from typing import Any
@@ -48,6 +49,16 @@ class History:
 
     def __len__(self) -> int:
         return len(self.epochs)
+
+    def keys(self) -> list[str]:
+        """Names of the columns."""
+        return list(self.epochs[0]) if self.epochs else []
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __contains__(self, column: object) -> bool:
+        return column in self.keys()
 
     def __getitem__(self, column: str) -> np.ndarray:
         columns = self.epochs[0] if self.epochs else {}

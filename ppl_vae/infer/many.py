@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -33,26 +33,29 @@ def fit_many(
     *,
     seeds: Sequence[int] | None = None,
     lr: float | Sequence[float] = FitOptions.lr,
+    compiled: bool | str = "auto",
     progress: bool = FitOptions.progress,
     **options: Any,
 ) -> list[History]:
     """Fit several models of one architecture to the same data in one run, each as `fit` would, up to rounding.
 
-    What the fits share is done once; each has weights, split, order and noise of its own. Where a step cannot be compiled,
-    they run one after another, with the reason in the log.
+    What the fits share is done once; each has weights, split, order and noise of its own. They run one after another, with
+    the reason in the log, where a step cannot be compiled, where the models differ in more than weights, and where so few
+    steps do not pay for the compiler, some 20 seconds.
 
     Args:
         vaes: M models of the same parts and columns, with any weights.
         data: as in `fit`.
         seeds: of each fit; None: 0 to M - 1.
         lr: one step size for all, or one for each.
+        compiled: True insists on one graph, False on fits one after another; "auto": a graph from `PAYS` steps of all fits.
         progress: show a bar.
-        options: further ones of `fit`, for all alike; not `callbacks`, `patience` and `compiled`.
+        options: further ones of `fit`, for all alike; not `callbacks` and `patience`.
 
     Returns: the `History` of each.
 
     Raises:
-        OptionError: models that differ in more than weights, and as in `fit`.
+        OptionError: models of other columns or scales; no graph where one is insisted on; and as in `fit`.
         NonFiniteError: of the first fit whose loss or gradient is; all hold the state before that step.
 
     Example:
@@ -66,13 +69,18 @@ def fit_many(
         [2, 2, 2]
         >>> ensemble = Ensemble(vaes)
     """
+    if compiled not in (True, False, "auto"):
+        raise OptionError(f"compiled: got {compiled!r}, expected True, False or 'auto'")
+    if not isinstance(vaes, Iterable) or isinstance(vaes, torch.nn.Module):
+        raise OptionError(f"vaes: got a {type(vaes).__name__}, expected a list of models")
     vaes = list(vaes)
     if not vaes:
         raise OptionError("vaes: got none, expected models")
     if len({id(vae) for vae in vaes}) < len(vaes):
         raise OptionError("vaes: got one model twice, expected models of their own")
-    if refused := sorted({"callbacks", "patience", "compiled", "seed"} & options.keys()):
-        raise OptionError(f"{refused[0]}: not an option of fits side by side; expected `fit` for each, or seeds=")
+    if refused := sorted({"callbacks", "patience", "seed"} & options.keys()):
+        instead = "seeds=[...]" if refused[0] == "seed" else "`fit` for each model"
+        raise OptionError(f"{refused[0]}: not an option of fits side by side; expected {instead}")
     seeds = _each("seeds", range(len(vaes)) if seeds is None else seeds, len(vaes))
     rates = _each("lr", lr, len(vaes)) if isinstance(lr, Sequence) else [lr] * len(vaes)
     defaults = {name: value for name, value in vars(FitOptions()).items() if name not in NOT_OF_A_RUN}
@@ -88,22 +96,33 @@ def fit_many(
     for run in runs:
         with run.room():
             steps.append(run.begin())
-    try:
-        many = ManySteps(runs, steps)
-    except Exception as error:  # of torch, its compiler, or models that are not alike
-        log.warning("fits run one after another: %s: %s", type(error).__name__, first_line(error))
-        return [
-            fit(run.vae, data, lr=rate, seed=seed, compiled=False, progress=progress, **options)
-            for run, rate, seed in zip(runs, rates, seeds)
-        ]
-    many.train(progress)
-    return [run.history for run in runs]
+    planned = sum(run.total for run in runs)
+    if compiled is True or (compiled == "auto" and planned >= PAYS):
+        try:
+            many = ManySteps(runs, steps)
+        except Exception as error:  # of torch, its compiler, or models that are not alike
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            if compiled is True:
+                raise OptionError(f"compiled: got True, but there is no graph of these fits: {reason}") from error
+            log.warning("fits run one after another: %s", reason)
+        else:
+            log.info("a graph of %d fits made in %.1f s", len(runs), runs[0].history.compile_seconds)
+            many.train(progress)
+            return [run.history for run in runs]
+    else:
+        log.info("fits run one after another: %d steps of all do not pay for a graph", planned)
+    alone: Any = {"compiled": False if compiled is False else "auto", "progress": progress}
+    return [fit(run.vae, data, lr=rate, seed=seed, **alone, **options) for run, rate, seed in zip(runs, rates, seeds)]
 
 
+PAYS = 10_000
+"""Steps of all fits from which on a graph of them, some 20 seconds, is won back."""
 NOT_OF_A_RUN = ("lr", "seed", "progress", "compiled")
 
 
 def _each(name: str, values: Any, m: int) -> list[Any]:
+    if not isinstance(values, Iterable):
+        raise OptionError(f"{name}: got {values!r}, expected one for each of {m} models")
     values = list(values)
     if len(values) != m:
         raise OptionError(f"{name}: got {len(values)} for {m} models, expected one for each")

@@ -186,6 +186,8 @@ class Options:
         compiled: bool | str = False,
         callbacks: Iterable[Callable[[Any, History], object]] = (),
     ) -> None:
+        if not isinstance(callbacks, Iterable):
+            raise OptionError(f"callbacks: got {callbacks!r}, expected a list of functions of a model and a history")
         self.callbacks = list(callbacks)
         for callback in self.callbacks:
             if not callable(callback):

@@ -1,5 +1,6 @@
 """Oracles: the Beta-binomial law of false positives, the share of Benjamini & Hochberg, and counts by hand."""
 
+import logging
 from functools import partial
 from typing import Any
 
@@ -94,6 +95,14 @@ def test_other_levels_without_another_fit(ppca: Any) -> None:
     assert calibration.at(0.1, "conditional").threshold < calibration.at(0.1).threshold
 
 
+def test_too_few_rows_are_told(ppca: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "ppl_vae"):
+        assert not calibrate(ppca, rows(15, 6), level=0.05).predict(100 * rows(3, 1)).any()
+    assert "15 calibration rows are too few for level 0.05" in caplog.text
+    with pytest.raises(pv.OptionError, match="rule: got 'tail' with 15 calibration rows"):
+        calibrate(ppca, rows(15, 6)).at(0.01, rule="tail")
+
+
 def test_labels_leave_anomalies_out(ppca: Any) -> None:
     x = np.concatenate([rows(150, 6), 30 + rows(50, 9)])
     labels = np.repeat([0, 1], [150, 50])
@@ -164,14 +173,15 @@ def test_enough_rows_of_the_same_pattern_are_the_reference(with_holes: Any) -> N
     assert kind == "hidden"
 
 
-def test_cells_that_no_calibration_row_has_are_simulated(with_holes: Any) -> None:
+def test_cells_that_no_calibration_row_has_are_simulated(with_holes: Any, caplog: pytest.LogCaptureFixture) -> None:
     normal = rows(100, 16)
     normal[:, 0] = np.nan
     fold = Fold(with_holes, with_holes.batch(normal), OPTIONS)
     found, kind = fold.reference(np.ones(7, bool))
     assert len(found) == 2000 and kind == "simulated"
-    decisions = calibrate(with_holes, normal, num_draws=2).decide(rows(3, 1))
-    assert decisions.against.tolist() == ["simulated"] * 3
+    with caplog.at_level(logging.WARNING, "ppl_vae"):
+        decisions = calibrate(with_holes, normal, num_draws=2).decide(rows(3, 1))
+    assert decisions.against.tolist() == ["simulated"] * 3 and "no level is promised" in caplog.text
 
 
 def test_patterns_and_hidden_cells() -> None:

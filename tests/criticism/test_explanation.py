@@ -121,11 +121,23 @@ def test_holes_surprise_nobody() -> None:
     assert np.isnan(repaired[1::2, 2]).all() and ((repaired != x[:4]) & ~np.isnan(x[:4])).sum(1).max() <= 1
 
 
+def test_impossible_rows_are_repaired() -> None:
+    """Of log p = -inf, the cell that makes it possible gains all."""
+    vae = pv.build(X, latent=2, hidden=(8,))
+    far = X[:3].copy()
+    far[1, 4] = 1e20
+    found = explain(vae, far)
+    assert found.scores[1] == -np.inf and found.columns(1, 1) == [("x4", np.inf)]
+    assert not np.isnan(found.gain).any() and abs(found.repaired()[1, 4]) < 100
+
+
 def test_frames_and_reports(of_table: Any) -> None:
     found = explain(of_table, mixed(3, 4))
     assert list(found.frame().columns) == ["a", "b", "kind", "count"] and found.frame().shape == (3, 4)
     assert repr(found) == "Explanation(3 rows by 4 columns)"
     assert len(found.columns(0)) == 3
+    with pytest.raises(pv.OptionError, match="row: got 3, expected a place from 0 to 2"):
+        found.columns(3)
 
 
 def test_what_cannot_be_explained() -> None:

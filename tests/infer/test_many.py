@@ -14,6 +14,7 @@ X = np.random.RandomState(0).randn(52, 4)
 BITS = (X > 0).astype("float64")
 HOLES = np.where(np.add.outer(np.arange(52), np.arange(4) * 5) % 11 == 0, np.nan, X)
 FIT: dict[str, Any] = {"epochs": 2, "batch_size": 16, "progress": False}
+MANY = {**FIT, "compiled": True}
 SEEDS, RATES = [3, 1, 2], [1e-2, 3e-2, 1e-3]
 
 
@@ -38,7 +39,7 @@ def test_each_is_its_own_fit(traced: list[int], x: np.ndarray, build: Any, optio
     singles = [
         pv.fit(vae, x, seed=seed, lr=lr, compiled=False, **FIT, **options) for vae, seed, lr in zip(own, SEEDS, RATES)
     ]
-    histories = pv.fit_many(side, x, seeds=SEEDS, lr=RATES, **FIT, **options)
+    histories = pv.fit_many(side, x, seeds=SEEDS, lr=RATES, **MANY, **options)
     assert len(traced) == 1
     for vae, other, history, beside in zip(own, side, singles, histories):
         for name in ("bound", "reconstruction", "kl", "objective", "grad_norm", "valid_bound", "kl_weight", "lr"):
@@ -53,21 +54,30 @@ def test_compiled() -> None:
     """By TorchInductor, in float32 to 1e-4."""
     own, side = ([vae.float() for vae in models()] for _ in range(2))
     singles = [pv.fit(vae, X, seed=seed, **FIT, optimizer="sgd", lr=1e-2) for vae, seed in zip(own, range(3))]
-    for history, beside in zip(singles, pv.fit_many(side, X, **FIT, optimizer="sgd", lr=1e-2)):
+    for history, beside in zip(singles, pv.fit_many(side, X, **MANY, optimizer="sgd", lr=1e-2)):
         assert np.allclose(history["bound"], beside["bound"], rtol=1e-4)
         assert beside.compile_seconds > 0
 
 
-def test_one_after_another(caplog: pytest.LogCaptureFixture) -> None:
-    """Where a step is no graph, and where the models are not alike."""
+def test_one_after_another(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a step is no graph, and where the models are not alike; refused where one graph is insisted on."""
+    monkeypatch.setattr(many, "PAYS", 1)
     for side, options in ((models(), {"objective": "mcem"}), ([*models()[:2], models(hidden=(9,))[2]], {})):
         with caplog.at_level(logging.WARNING, "ppl_vae"):
             histories = pv.fit_many(side, X, **{**FIT, **options, "epochs": 1})
         assert "one after another" in caplog.text and len(histories) == 3
         caplog.clear()
+    with pytest.raises(pv.OptionError, match="compiled: got True, but there is no graph of these fits"):
+        pv.fit_many(models(), X, objective="mcem", **MANY)
     own = models(hidden=(9,))[2]
     single = pv.fit(own, X, seed=2, **{**FIT, "epochs": 1})
     assert np.array_equal(single["bound"], histories[2]["bound"])
+
+
+def test_few_steps_do_not_pay(caplog: pytest.LogCaptureFixture, traced: list[int]) -> None:
+    with caplog.at_level(logging.INFO, "ppl_vae"):
+        histories = pv.fit_many(models(), X, **FIT)
+    assert "18 steps of all do not pay" in caplog.text and not traced and len(histories) == 3
 
 
 def test_a_loss_that_is_not_finite(traced: list[int]) -> None:
@@ -80,7 +90,7 @@ def test_a_loss_that_is_not_finite(traced: list[int]) -> None:
         except pv.NonFiniteError as error:
             errors.append(error)
     with pytest.raises(pv.NonFiniteError, match="fit number 1: step 1") as raised:
-        pv.fit_many(side, X, seeds=[0, 0, 0], lr=[1e-2, 1e300, 1e-2], optimizer="sgd", **FIT)
+        pv.fit_many(side, X, seeds=[0, 0, 0], lr=[1e-2, 1e300, 1e-2], optimizer="sgd", **MANY)
     assert len(errors) == 1 and raised.value.rows == errors[0].rows and raised.value.step == 1
     first = models()[0]
     pv.fit(first, X, lr=1e-2, optimizer="sgd", compiled=False, **{**FIT, "epochs": 1, "batch_size": 52, "valid": 0.0})
@@ -93,7 +103,9 @@ def test_a_loss_that_is_not_finite(traced: list[int]) -> None:
     [
         ({"seeds": [0, 1]}, "seeds: got 2 for 3 models"),
         ({"lr": [1e-2]}, "lr: got 1 for 3 models"),
-        ({"patience": 3}, "patience: not an option of fits side by side"),
+        ({"patience": 3}, "patience: not an option of fits side by side; expected `fit` for each"),
+        ({"compiled": "traced"}, "compiled: got 'traced'"),
+        ({"seeds": 3}, "seeds: got 3, expected one for each of 3 models"),
         ({"callbacks": [print]}, "callbacks: not an option"),
         ({"epoch": 3}, "epoch: got an unknown option, expected one of batch_size"),
         ({"epochs": 0}, "epochs: got 0"),
@@ -107,7 +119,11 @@ def test_bad_input(change: dict[str, Any], text: str) -> None:
 
 def test_bad_models() -> None:
     one = models()[0]
-    for vaes, text in (([], "vaes: got none"), ([one, one], "one model twice")):
+    for vaes, text in (
+        (one, "vaes: got a VAE, expected a list"),
+        ([], "vaes: got none"),
+        ([one, one], "one model twice"),
+    ):
         with pytest.raises(pv.OptionError, match=text):
             pv.fit_many(vaes, X, **FIT)
     with pytest.raises(pv.OptionError, match="other columns or scales in number 1"):
@@ -118,6 +134,7 @@ def test_a_graph_that_is_wrong_for_one(traced: list[int], monkeypatch: pytest.Mo
     """What differs between models and is no tensor is found."""
     side = models(standardize="none", scale=1.0)
     monkeypatch.setattr(many, "fit", lambda *args, **options: "one after another")
+    monkeypatch.setattr(many, "PAYS", 1)
     assert pv.fit_many(side[:2], X, **FIT) != ["one after another"] * 2
     side = models(standardize="none", scale=1.0)
     side[1].decoder.forward = lambda *args, own=side[1].decoder.forward, **given: _wider(own(*args, **given))
