@@ -24,12 +24,20 @@ PARTS: tuple[dict[str, Any], ...] = (
 tails that are heavy: no one of these is best on all tables."""
 
 
+MOST = 10_000
+"""Training rows that are scored to know what is usual, at most."""
+
+
 class Member(NamedTuple):
     """A fitted model, and where the middle half of its scores of the training rows is."""
 
     vae: Any
     center: float
     width: float
+
+    def standardised(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of this member in its own quartile ranges, 0 in the middle of the training rows'."""
+        return (scores - self.center) / self.width
 
 
 class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
@@ -109,15 +117,20 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         contamination = self.contamination
         if not isinstance(contamination, Real) or not 0 < contamination <= 0.5:
             raise OptionError(f"contamination: got {contamination!r}, expected a share in (0, 0.5]")
+        if isinstance(self.parts, dict) or not all(isinstance(part, dict) for part in self.parts):
+            raise OptionError(f"parts: got {self.parts!r:.200}, expected a list of options of `build`, a dict for each")
         rows = self._checked(X, reset=True)
-        first = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.members_ = [
-            self._member(rows, part, (first + number) % 2**31)
-            for number, part in enumerate(list(self.parts) * whole("seeds", self.seeds))
-        ]
-        self._n_features_out = encode(self.members_[0].vae, rows[:1]).shape[1]
-        self.offset_ = -np.inf
-        self.offset_ = float(np.quantile(self._of_members(rows), contamination))
+        random = check_random_state(self.random_state)
+        first, known = int(random.randint(2**31 - 1)), self._some(rows, random)
+        self.members_, usual = [], []
+        for number, part in enumerate(list(self.parts) * whole("seeds", self.seeds)):
+            vae = self._fitted(rows, part, (first + number) % 2**31)
+            scores = self._scores(vae, known)
+            low, center, high = np.quantile(scores, (0.25, 0.5, 0.75))
+            self.members_.append(Member(vae, float(center), max(float(high - low), 1e-6)))
+            usual.append(self.members_[-1].standardised(scores))
+        self._n_features_out = encode(self.members_[0].vae, known[:1]).shape[1]
+        self.offset_ = float(np.quantile(np.mean(usual, 0), contamination))
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -142,7 +155,14 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
 
     # -- how
 
-    def _member(self, rows: Any, part: dict[str, Any], seed: int) -> Member:
+    def _some(self, rows: Any, random: np.random.RandomState) -> Any:
+        """Rows to know what is usual."""
+        if len(rows) <= MOST:
+            return rows
+        places = np.sort(random.permutation(len(rows))[:MOST])
+        return rows[places] if isinstance(rows, np.ndarray) else rows.iloc[places]
+
+    def _fitted(self, rows: Any, part: dict[str, Any], seed: int) -> Any:
         options: dict[str, Any] = {
             "latent": self.latent,
             "hidden": self.hidden,
@@ -160,14 +180,13 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         batch = min(whole("batch_size", self.batch_size), len(rows))
         epochs = max(1, round(whole("steps", self.steps) * batch / len(rows)))
         fit(vae, rows, epochs=epochs, batch_size=batch, lr=self.lr, valid=0.0, seed=seed, progress=False)
-        low, center, high = np.quantile(self._scores(vae, rows), (0.25, 0.5, 0.75))
-        return Member(vae, float(center), max(float(high - low), 1e-6))
+        return vae
 
     def _scores(self, vae: Any, rows: Any) -> np.ndarray:
         return score(vae, rows, num_draws=self.num_draws).values
 
     def _of_members(self, rows: Any) -> np.ndarray:
-        return np.mean([(self._scores(m.vae, rows) - m.center) / m.width for m in self.members_], 0)
+        return np.mean([member.standardised(self._scores(member.vae, rows)) for member in self.members_], 0)
 
     def _checked(self, X: Any, reset: bool) -> Any:
         """An array of numbers, or a data frame with other columns as it is."""

@@ -97,6 +97,18 @@ def test_frames_with_categories() -> None:
         fitted.predict(frame[["a", "b"]])
 
 
+def test_of_many_rows_some_say_what_is_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppl_vae.use.estimator.MOST", 100)
+    for x in (X, pd.DataFrame(X, columns=list("abcde")).assign(kind="u")):
+        fitted = VAEDetector(**QUICK).fit(x)
+        assert 0.02 < (fitted.predict(x) == -1).mean() < 0.25
+
+
+def test_wrong_parts() -> None:
+    with pytest.raises(pv.OptionError, match="parts: got"):
+        VAEDetector(parts={"latent": 2}).fit(X)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("contamination", [0.0, 0.6, -1, "auto"])
 def test_wrong_contamination(contamination: Any) -> None:
     with pytest.raises(pv.OptionError, match="contamination: got"):
