@@ -1,4 +1,4 @@
-"""An outlier detector in scikit-learn's shape: VAEs whose scores are made comparable, then averaged."""
+"""An outlier detector in scikit-learn's shape: VAEs whose scores are made comparable, of which the lowest counts."""
 
 from collections.abc import Sequence
 from numbers import Real
@@ -17,7 +17,7 @@ from ppl_vae.model.build import build
 
 PARTS: tuple[dict[str, Any], ...] = (
     {},
-    {"latent": 2},
+    {"latent": 4},
     {"likelihood": "student_t", "scale": "feature", "hidden": (128,), "activation": "tanh"},
 )
 """Options of `build` by which members differ: in how much z can tell, and in noise that depends on the row or does not, with
@@ -43,8 +43,9 @@ class Member(NamedTuple):
 class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
     """Outlier detection by the reconstruction probability of an ensemble of VAEs.
 
-    Each member's scores are standardised by the median and the quartiles of its own scores of the training rows, then
-    averaged: `score_samples` is in units of quartile ranges, 0 for a typical training row, and higher is more normal.
+    Each member's scores are standardised by the median and the quartiles of its own scores of the training rows, and the
+    lowest counts: a row is as strange as the member finds it that finds it strangest. `score_samples` is in units of
+    quartile ranges, and higher is more normal.
 
     Args:
         parts: for each kind of member, options of `build` in the place of those below.
@@ -84,7 +85,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         latent: int = 8,
         hidden: Sequence[int] = (128, 128),
         activation: str = "relu",
-        scale_floor: float = 0.1,
+        scale_floor: float = 0.05,
         seeds: int = 1,
         steps: int = 500,
         batch_size: int = 512,
@@ -130,7 +131,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
             self.members_.append(Member(vae, float(center), max(float(high - low), 1e-6)))
             usual.append(self.members_[-1].standardised(scores))
         self._n_features_out = encode(self.members_[0].vae, known[:1]).shape[1]
-        self.offset_ = float(np.quantile(np.mean(usual, 0), contamination))
+        self.offset_ = float(np.quantile(np.min(usual, 0), contamination))
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -186,7 +187,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         return score(vae, rows, num_draws=self.num_draws).values
 
     def _of_members(self, rows: Any) -> np.ndarray:
-        return np.mean([member.standardised(self._scores(member.vae, rows)) for member in self.members_], 0)
+        return np.min([member.standardised(self._scores(member.vae, rows)) for member in self.members_], 0)
 
     def _checked(self, X: Any, reset: bool) -> Any:
         """An array of numbers, or a data frame with other columns as it is."""
