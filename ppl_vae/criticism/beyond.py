@@ -179,7 +179,12 @@ def beyond(
     if known_facts.point or not known_facts.proper:
         raise OptionError(f"scoring: got {name!r} for a point posterior or an improper prior, where no bound holds")
     values, errors = call(vae, data, likelihood, num_draws, seed % 2**32, **options)
-    return np.where(np.isnan(values), -np.inf, values), errors  # of a row that no draw finds possible
+    return without_nan(values), errors
+
+
+def without_nan(scores: np.ndarray) -> np.ndarray:
+    """A score that is no number is of a row that no draw finds possible."""
+    return np.where(np.isnan(scores), -np.inf, scores)
 
 
 def _some_at_a_time(batch: Batch, read: Callable[[Batch], tuple[Tensor, Tensor]]) -> Found:

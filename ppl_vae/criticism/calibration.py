@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ppl_vae.criticism.beyond import without_nan
 from ppl_vae.criticism.compare import Candidate
 from ppl_vae.criticism.conformal import RULES, p_values, threshold
 from ppl_vae.criticism.predictive import generate
@@ -92,11 +93,6 @@ class Fold:
                 "expected calibration rows with these cells"
             )
         return batch_of(self.vae, generate(self.vae, MOST, self.options["seed"]))
-
-
-def without_nan(scores: np.ndarray) -> np.ndarray:
-    """A score that is no number is of a row that no draw finds possible."""
-    return np.where(np.isnan(scores), -np.inf, scores)
 
 
 def patterns(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
