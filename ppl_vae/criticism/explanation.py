@@ -35,6 +35,7 @@ class Explanation:
             make a row anomalous, and comparable between columns; -inf for a hole.
         instead: (n, d), what the others ask for, in encoded units: see `repaired`.
         names: the d columns.
+        vae, data: what was explained.
     """
 
     scores: np.ndarray
@@ -43,8 +44,8 @@ class Explanation:
     gain: np.ndarray
     instead: np.ndarray
     names: tuple[str, ...]
-    _vae: Any
-    _data: Any
+    vae: Any
+    data: Any
 
     def __repr__(self) -> str:
         return f"Explanation({len(self.scores)} rows by {len(self.names)} columns)"
@@ -66,12 +67,12 @@ class Explanation:
         Args:
             least: gain in nats from which on a cell is replaced; 3 is a factor of 20.
         """
-        worst, schema, cells = self.gain.argmax(1), self._vae.schema, {}
+        worst, schema, cells = self.gain.argmax(1), self.vae.schema, {}
         for j in np.unique(worst):
             rows = np.flatnonzero((worst == j) & (self.gain[:, j] >= least))
             values = self.instead[rows, j]
             cells[self.names[j]] = rows, values if schema is None else own(schema, int(j), values)
-        return filled(self._data, cells, self.names if schema is None or not schema.beside else None)
+        return filled(self.data, cells, self.names if schema is None or not schema.beside else None)
 
     def frame(self) -> Any:
         """The gains as a pandas DataFrame."""

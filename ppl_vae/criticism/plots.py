@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
+from ppl_vae.criticism.imputation import own
 from ppl_vae.criticism.latent import ACTIVE
 from ppl_vae.criticism.predictive import decode, encode, generate, manifold, reconstruct
 from ppl_vae.criticism.scores import SCORES, Scores
 from ppl_vae.data.tables import FRAMES, like, read
 from ppl_vae.errors import OptionError, whole
+from ppl_vae.infer.draws import batch_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +32,7 @@ NAMED_COLUMNS = 16  # more columns than this are numbered, since their names wou
 KOLMOGOROV = (
     1.628  # the largest distance of n uniform numbers' shares below u from u is below this / sqrt n 99 times of 100
 )
+BARS = 10  # columns of an explained row
 GAP = 0.06  # between the images of a grid, in widths of one
 
 
@@ -413,6 +416,24 @@ def latent_units(diagnosis: Any, axes: "Axes | None" = None) -> "Figure":
     return figure
 
 
+def explained(found: Any, n: int = 5) -> "Figure":
+    """What repairing each cell of the first n explained rows would gain.
+
+    Images: the rows, and over them in colour the pixels whose repair gains most, as strong as the gain. Tables: bars of the
+    ten columns that gain most, in nats, with the value and what the other columns ask for.
+
+    Args:
+        found: of `explain`.
+        n: how many rows; all where there are fewer.
+
+    Returns: the figure. One colour scale for all images, from 0 to the largest gain.
+
+    Raises: OptionError.
+    """
+    n = min(whole("n", n), len(found.scores))
+    return (_overlays if _is_image(found.vae) else _bars)(found, n)
+
+
 # ---- rows as numbers
 
 
@@ -486,8 +507,13 @@ def _grid(axes: "Axes", images: _Images, across: int, top: float = 0.0) -> float
         left, upper = right * step, top + down * (ratio + GAP)
         _show(axes, pixels, images.limits, (left, left + 1, upper + ratio, upper))
     end = top + math.ceil(len(images.pixels) / across) * (ratio + GAP) - GAP
-    axes.set(xlim=(0, across * step - GAP), ylim=(end, 0), aspect="equal")
+    _frame(axes, across, end)
     return end
+
+
+def _frame(axes: "Axes", across: int, end: float) -> None:
+    """As many images side by side, from the top down to `end`."""
+    axes.set(xlim=(0, across * (1 + GAP) - GAP), ylim=(end, 0), aspect="equal")
 
 
 def _image_pairs(vae: Any, originals: np.ndarray, decoded: np.ndarray) -> "Figure":
@@ -501,6 +527,23 @@ def _image_pairs(vae: Any, originals: np.ndarray, decoded: np.ndarray) -> "Figur
     axes.set_yticks([ratio / 2, middle + ratio / 2], ["original", "reconstruction"])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    return figure
+
+
+def _overlays(found: Any, n: int) -> "Figure":
+    shape, gain, values = found.vae.schema.shape, np.maximum(found.gain[:n], 0.0), _own(found.vae, found.data)[:n]
+    images = _images(values, shape, _limits(values))
+    colour = gain.reshape(n, -1, *shape[-2:]).max(1) / max(gain.max(), 1e-12)
+    red = np.empty((*colour.shape, 4))
+    red[..., :3], red[..., 3] = tuple(int(VERMILLION[i : i + 2], 16) / 255 for i in (1, 3, 5)), colour
+    ratio = _ratio(images)
+    figure, axes = _canvas(None, (0.4 + 0.9 * n, 0.3 + 0.9 * ratio))
+    _grid(axes, images, n)
+    for i, layer in enumerate(red):
+        left = i * (1 + GAP)
+        axes.imshow(layer, interpolation="nearest", extent=(left, left + 1, ratio, 0))
+    _frame(axes, n, ratio)
+    axes.set_axis_off()
     return figure
 
 
@@ -535,6 +578,30 @@ def _line_pairs(vae: Any, originals: np.ndarray, decoded: np.ndarray) -> "Figure
     figure.supxlabel("column", fontsize="medium")
     figure.supylabel(f"x ({_unit(vae)})", fontsize="medium")
     return figure
+
+
+def _bars(found: Any, n: int) -> "Figure":
+    figure = _figure((6.0, 0.4 + (0.35 + 0.22 * min(BARS, len(found.names))) * n))
+    encoded = batch_of(found.vae, found.data).x[:n].numpy(force=True)
+    for i, axes in enumerate(figure.subplots(n, 1, squeeze=False).ravel()):
+        order = np.argsort(-found.gain[i], kind="stable")[:BARS]
+        order = order[np.isfinite(found.gain[i, order])]
+        axes.barh(range(len(order)), found.gain[i, order], color=BLUE)
+        labels = [
+            f"{found.names[j]} = {_short(found.vae, j, encoded[i, j])} ({_short(found.vae, j, found.instead[i, j])})"
+            for j in order
+        ]
+        axes.set_yticks(range(len(order)), labels, fontsize="small")
+        axes.invert_yaxis()
+        axes.set_title(f"row {i}, score {found.scores[i]:.3g}", fontsize="small", loc="left")
+        _open(axes)
+    axes.set_xlabel("gain of the repair (nats)")
+    return figure
+
+
+def _short(vae: Any, column: int, encoded: float) -> str:
+    value = encoded if vae.schema is None else own(vae.schema, int(column), np.array([encoded]))[0]
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _name_columns(axes: "Axes", vae: Any, columns: int) -> None:

@@ -1,6 +1,7 @@
 """An outlier detector in scikit-learn's shape: VAEs whose scores are made comparable, of which the lowest counts."""
 
 from collections.abc import Sequence
+from math import ceil
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -17,15 +18,18 @@ from ppl_vae.model.build import build
 
 PARTS: tuple[dict[str, Any], ...] = (
     {},
-    {"latent": 4},
-    {"likelihood": "student_t", "scale": "feature", "hidden": (128,), "activation": "tanh"},
+    {"likelihood": "student_t", "scale": "feature", "hidden": (128,), "activation": "tanh", "lr": 1e-2},
 )
-"""Options of `build` by which members differ: in how much z can tell, and in noise that depends on the row or does not, with
-tails that are heavy: no one of these is best on all tables."""
+"""What members differ by: in the one noise depends on the row, in the other on the feature alone, with tails that are heavy. No
+one of the two is best on all tables."""
 
 
 MOST = 10_000
 """Training rows that are scored to know what is usual, at most."""
+
+
+HELD_OUT = 200
+"""Rows that say when a member has been trained for long enough, at most; a fifth of fewer than 1,000."""
 
 
 class Member(NamedTuple):
@@ -48,15 +52,17 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
     quartile ranges, and higher is more normal.
 
     Args:
-        parts: for each kind of member, options of `build` in the place of those below.
+        parts: for each kind of member, `lr` and options of `build` in the place of those below.
         latent: latent dimensions; no more than features.
         hidden: widths of the encoder's hidden layers, mirrored in the decoder.
         activation: of these layers.
         scale_floor: smallest learned scale, in units of a feature's standard deviation: without one, the density grows
             without bound where values repeat.
         seeds: members of each kind.
-        steps: of training, for each member, whatever the number of rows.
-        batch_size, lr: of training.
+        epochs: passes of training over the rows, for each member, unless these are fewer or more steps than
+        steps: (fewest, most). Of all epochs' weights those are kept that are best on held-out rows: a fifth, 200 at most.
+        batch_size, lr: of training; batches are of one size, so that none is of a few rows alone.
+        scoring: score of a row by a member, as in `score`.
         num_draws: of z, for a score.
         contamination: share of training rows that `predict` calls outliers, in (0, 0.5].
         random_state: seed, `RandomState` or None.
@@ -70,7 +76,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
 
     Example:
         >>> x = np.random.RandomState(0).randn(60, 3)
-        >>> detector = VAEDetector(steps=50, random_state=0).fit(x)
+        >>> detector = VAEDetector(steps=(50, 50), random_state=0).fit(x)
         >>> detector.predict([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0]]).tolist()
         [1, -1]
     """
@@ -87,9 +93,11 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         activation: str = "relu",
         scale_floor: float = 0.05,
         seeds: int = 1,
-        steps: int = 500,
+        epochs: int = 128,
+        steps: tuple[int, int] = (500, 4000),
         batch_size: int = 512,
         lr: float = 3e-3,
+        scoring: Any = "expected_log_likelihood",
         num_draws: int = 32,
         contamination: float = 0.1,
         random_state: Any = None,
@@ -100,9 +108,11 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         self.activation = activation
         self.scale_floor = scale_floor
         self.seeds = seeds
+        self.epochs = epochs
         self.steps = steps
         self.batch_size = batch_size
         self.lr = lr
+        self.scoring = scoring
         self.num_draws = num_draws
         self.contamination = contamination
         self.random_state = random_state
@@ -177,14 +187,19 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         else:  # the other columns by what they hold
             numbers = rows.select_dtypes("number").columns
             options["likelihood"] = dict.fromkeys(map(str, numbers), options["likelihood"])
+        lr = options.pop("lr", self.lr)
         vae = build(rows, seed=seed, **options)
-        batch = min(whole("batch_size", self.batch_size), len(rows))
-        epochs = max(1, round(whole("steps", self.steps) * batch / len(rows)))
-        fit(vae, rows, epochs=epochs, batch_size=batch, lr=self.lr, valid=0.0, seed=seed, progress=False)
+        valid = min(0.2, HELD_OUT / len(rows))
+        seen = len(rows) - ceil(valid * len(rows))
+        batches = ceil(seen / whole("batch_size", self.batch_size))
+        fewest, most = (whole("steps", steps) for steps in self.steps)
+        epochs = max(1, min(max(whole("epochs", self.epochs), fewest // batches), most // batches))
+        how = {"batch_size": ceil(seen / batches), "valid": valid, "patience": epochs if valid else None}
+        fit(vae, rows, epochs=epochs, lr=lr, seed=seed, progress=False, **how)
         return vae
 
     def _scores(self, vae: Any, rows: Any) -> np.ndarray:
-        return score(vae, rows, num_draws=self.num_draws).values
+        return score(vae, rows, self.scoring, num_draws=self.num_draws).values
 
     def _of_members(self, rows: Any) -> np.ndarray:
         return np.min([member.standardised(self._scores(member.vae, rows)) for member in self.members_], 0)

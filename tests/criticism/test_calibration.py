@@ -28,6 +28,14 @@ def ppca() -> Any:
 
 
 @pytest.fixture(scope="module")
+def vae() -> Any:
+    """A VAE of 400 rows, fitted a little."""
+    vae = pv.build(rows(400, 0), latent=3, hidden=(16,))
+    pv.fit(vae, rows(400, 0), epochs=15, lr=1e-2, progress=False, compiled=False)
+    return vae
+
+
+@pytest.fixture(scope="module")
 def with_holes() -> Any:
     """A VAE of rows with holes, fitted a little."""
     x = rows(600, 1)
@@ -54,6 +62,34 @@ def test_false_positives_follow_their_law(ppca: Any, level: float) -> None:
         split = random.permutation(scores)
         counts.append(int((p_values("conformal", [np.sort(split[:500])], [split[500:]], 0.1) <= level).sum()))
     assert ks(counts, 700, 500, level) > 1e-3
+
+
+def test_false_positives_of_a_vae_follow_their_law(vae: Any) -> None:
+    """As above, from rows to decisions, with fresh noise in each of 200 splits. Each level fails by chance at 1e-3."""
+    data, random = rows(1200, 14), np.random.RandomState(5)
+    counts: dict[float, list[int]] = {0.01: [], 0.05: [], 0.1: []}
+    for trial in range(200):
+        split = random.permutation(data)
+        calibration = calibrate(vae, split[:500], num_draws=2, seed=trial)
+        p = calibration.p_values(split[500:])
+        for level, found in counts.items():
+            found.append(int((p <= level).sum()))
+    for level, found in counts.items():
+        assert ks(found, 700, 500, level) > 1e-3, level
+
+
+def test_selections_by_a_vae_keep_the_false_discovery_rate(vae: Any) -> None:
+    """80 normal rows and 20 with one column moved by 8 standard deviations, 100 times, each with calibration rows of its
+    own: the bound of theorem 2, within 4 standard errors, and most of the anomalies found."""
+    random, fdr, shares, power = np.random.RandomState(6), 0.2, [], []
+    for trial in range(100):
+        new = rows(100, 5000 + trial)
+        new[np.arange(80, 100), random.randint(0, 6, 20)] += random.choice([-1, 1], 20) * 8 * new.std()
+        picked = calibrate(vae, rows(199, 7000 + trial), num_draws=2, seed=trial).select(new, fdr)
+        shares.append(picked[:80].sum() / max(picked.sum(), 1))
+        power.append(picked[80:].mean())
+    assert np.mean(shares) < fdr * 0.8 + 4 * np.std(shares) / 10
+    assert np.mean(power) > 0.8
 
 
 @pytest.mark.parametrize(("seen", "low", "high"), [(False, 1e-3, 1.0), (True, 0.0, 1e-6)])

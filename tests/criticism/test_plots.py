@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from ppl_vae.criticism import plots
 from ppl_vae.criticism.checks import Finding
 from ppl_vae.criticism.diagnostics import Diagnosis
+from ppl_vae.criticism.explanation import explain
 from ppl_vae.criticism.pit import PIT
 from ppl_vae.criticism.predictive import decode, encode, generate, manifold, reconstruct
 from ppl_vae.criticism.sbc import sbc
@@ -468,3 +469,27 @@ def test_latent_units_are_sorted_and_coloured_by_whether_they_move() -> None:
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["active (2)", "idle (1)"]
     with pytest.raises(OptionError, match="expected nats by dimension"):
         plots.latent_units(Diagnosis(found | {"kl": Finding({}, "no parts", {})}, (5, 5), 10))
+
+
+# ---- explanations
+
+
+def test_explained_rows_of_a_table_are_bars_of_their_gains(frame: pd.DataFrame, tabular: Any) -> None:
+    found = explain(tabular, frame[:3], num_draws=4)
+    figure = plots.explained(found, 2)
+    assert len(figure.axes) == 2
+    for i, axes in enumerate(figure.axes):
+        order = np.argsort(-found.gain[i])
+        np.testing.assert_allclose([bar.get_width() for bar in axes.patches], found.gain[i, order])
+        first = frame.columns[order[0]]
+        assert axes.get_yticklabels()[0].get_text().startswith(f"{first} = {frame.iloc[i][first]:.4g} (")
+
+
+def test_explained_images_have_their_gains_over_them(digits: Dataset, vae: Any) -> None:
+    found = explain(vae, digits._replace(x=digits.x[:3]), num_draws=2)
+    (axes,) = plots.explained(found, 9).axes
+    assert len(axes.images) == 6
+    shown = np.stack([np.asarray(image.get_array())[..., 3] for image in axes.images[3:]]).reshape(3, -1)
+    expected = np.maximum(found.gain, 0)
+    np.testing.assert_allclose(shown, expected / expected.max())
+    np.testing.assert_allclose(np.asarray(axes.images[0].get_array()).ravel(), digits.x[0].ravel())
