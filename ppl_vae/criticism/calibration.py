@@ -25,8 +25,8 @@ FEWEST = 99
 """Rows of one pattern of holes that are enough to judge others of the same."""
 MOST = 2000
 """Rows whose cells are hidden, or that are simulated, to judge rows of another pattern."""
-STRADDLES = 2.0
-"""Monte Carlo standard errors within which a score is not told from its threshold."""
+SHIFTS = (0.0, -2.0, 2.0)
+"""Monte Carlo standard errors that are added to a score: it is not told from a threshold in between."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,7 +68,7 @@ class Fold:
         self.vae, self.batch, self.options = vae, batch_of(vae, batch), options
         self.scores = without_nan(score(vae, self.batch, **options).values)
         self.patterns, self.which = patterns(self.batch)
-        self._hidden: dict[bytes, np.ndarray] = {}
+        self._references: dict[bytes, tuple[np.ndarray, str]] = {}
 
     def reference(self, pattern: np.ndarray) -> tuple[np.ndarray, str]:
         """Ascending scores of normal rows with this pattern of cells, for log densities of other cells do not compare.
@@ -76,15 +76,20 @@ class Fold:
         "same": of rows with the same pattern, if there are `FEWEST`; else "hidden": of rows that have all of these cells,
         the others hidden; if there are none, "simulated": of rows that the model simulates.
         """
+        key = pattern.tobytes()
+        if key not in self._references:
+            scores, kind = self._compared(pattern)
+            self._references[key] = np.sort(scores), kind
+        return self._references[key]
+
+    def _compared(self, pattern: np.ndarray) -> tuple[np.ndarray, str]:
         same = np.all(self.patterns == pattern, 1)[self.which]
         if same.sum() >= FEWEST or same.all():
-            return np.sort(self.scores[same]), "same"
-        key, covers = pattern.tobytes(), np.flatnonzero(np.all(self.patterns >= pattern, 1)[self.which])[:MOST]
-        if key not in self._hidden:
-            rows = self.batch.rows(torch.from_numpy(covers)) if len(covers) else self._simulated()
-            found = score(self.vae, hidden(rows, pattern), **self.options).values
-            self._hidden[key] = np.sort(without_nan(found))
-        return self._hidden[key], "hidden" if len(covers) else "simulated"
+            return self.scores[same], "same"
+        covers = np.flatnonzero(np.all(self.patterns >= pattern, 1)[self.which])[:MOST]
+        rows = self.batch.rows(torch.from_numpy(covers)) if len(covers) else self._simulated()
+        found = score(self.vae, hidden(rows, pattern), **self.options).values
+        return without_nan(found), "hidden" if len(covers) else "simulated"
 
     def _simulated(self) -> Batch:
         if self.batch.c is not None or self.batch.group is not None or self.batch.label is not None:
@@ -193,9 +198,11 @@ class Calibration:
             against[rows] = max(kinds, key=("same", "hidden", "simulated").index)
             if "simulated" in kinds:
                 log.warning("%d rows have cells that no calibration row has: no level is promised of these", rows.sum())
-            for of, shift in ((p, 0.0), (low, -STRADDLES), (high, STRADDLES)):
-                shifted = [v[rows] + shift * e[rows] for v, e in zip(values, errors)]
-                of[rows] = p_values(self.rule, list(references), shifted, self.delta)
+            shifted = [np.concatenate([v[rows] + s * e[rows] for s in SHIFTS]) for v, e in zip(values, errors)]
+            found_p = p_values(
+                self.rule, list(references), shifted, self.delta
+            )  # of all at once: a tail is fitted once
+            p[rows], low[rows], high[rows] = np.split(found_p, len(SHIFTS))
         unsure = (low <= self.level) != (high <= self.level)
         mcse = np.mean([f.mcse for f in found], 0)
         return Decisions(p <= self.level, unsure, p, np.mean(values, 0), mcse, against)

@@ -21,9 +21,9 @@ from ppl_vae.infer.updates import UPDATES, Sizes, Update
 
 log = logging.getLogger(__name__)
 
-TRACING_PAYS, PAYS = 5_000, 20_000
-"""Steps from which on a graph, some 2 seconds, and its compilation, some 15, are won back by steps that are a millisecond
-shorter each time."""
+TRACING_PAYS, PAYS = 1_000, 20_000
+"""Steps from which on a graph, half a second to two, and its compilation, some 15, are won back by steps that are a
+millisecond shorter each time."""
 
 
 def step(

@@ -84,7 +84,7 @@ def fit(
         device: move the model there first; None: where it is.
         compiled: True: many steps are one compiled graph; "traced": the programs are run once, and after that the list of
             tensor operations that they led to, without a compiler; False: the programs are run in each step. "auto": the
-            first on a CPU where 20,000 steps or more are planned, the second from 5,000, where there can be such a graph
+            first on a CPU where 20,000 steps or more are planned, the second from 1,000, where there can be such a graph
             and no callbacks every few steps; else it says why not in the log. Noise and results are the same up to
             rounding. The graph is made once, and left after a callback that changes more of the model than values in place.
         precision: "float32", or "bf16": the products of nets are taken in bfloat16 while training, which processors made for

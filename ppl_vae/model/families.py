@@ -29,6 +29,7 @@ from ppl_vae.model.masses import (
 )
 from ppl_vae.model.mixed import Mixed
 from ppl_vae.model.mixed import expected as expected
+from ppl_vae.model.student_t import StudentT
 from ppl_vae.plugins import part
 
 SCALE_FLOOR = 1e-3
@@ -229,7 +230,7 @@ def student_t(schema: Schema, heads: Heads, *, df: str | float = "feature") -> F
     """Student's t; degrees of freedom above 2, from 3 on, learned (df "feature", "shared", "row") or a number above 1."""
     source = choose("df", df, {k: k for k in ("row", "feature", "shared")}) if isinstance(df, str) else None
     freedom = Head(above_two, source or number("df", df, 1.0), UNIT["softplus"])
-    return Family(dist.StudentT, schema.width, loc=Head(), scale=scale_head(heads), df=freedom)
+    return Family(StudentT, schema.width, loc=Head(), scale=scale_head(heads), df=freedom)
 
 
 def low_rank_normal(schema: Schema, heads: Heads, *, rank: int = 2) -> Family:

@@ -1,4 +1,4 @@
-"""An outlier detector in scikit-learn's shape: VAEs whose scores are made comparable, of which the lowest counts."""
+"""An outlier detector in scikit-learn's shape: the mean of VAEs whose scores are made comparable."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -12,24 +12,27 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ppl_vae.criticism.predictive import encode
 from ppl_vae.criticism.scores import score
-from ppl_vae.errors import OptionError, whole
+from ppl_vae.errors import OptionError, number, whole
 from ppl_vae.infer.training import fit
 from ppl_vae.model.build import build
 
 PARTS: tuple[dict[str, Any], ...] = (
-    {},
-    {"likelihood": "student_t", "scale": "feature", "hidden": (128,), "activation": "tanh", "lr": 1e-2},
+    {"hidden": (128, 128), "activation": "relu"},
+    {"likelihood": "student_t", "scale": "feature", "lr": 1e-2, "steps": 1000},
 )
-"""What members differ by: in the one noise depends on the row, in the other on the feature alone, with tails that are heavy. No
-one of the two is best on all tables."""
+"""What members differ by: in the one noise depends on the row, in the other on the feature alone, with tails that are heavy.
+No one of the two is best on all tables."""
 
 
-MOST = 10_000
+USUAL = 10_000
 """Training rows that are scored to know what is usual, at most."""
 
 
-HELD_OUT = 200
-"""Rows that say when a member has been trained for long enough, at most; a fifth of fewer than 1,000."""
+MOST = 4_000
+"""Steps of training, at most."""
+
+
+TRAINING = ("epochs", "steps", "batch_size", "lr")
 
 
 class Member(NamedTuple):
@@ -44,24 +47,37 @@ class Member(NamedTuple):
         return (scores - self.center) / self.width
 
 
-class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
-    """Outlier detection by the reconstruction probability of an ensemble of VAEs.
+def _at(rows: Any, places: np.ndarray) -> Any:
+    return rows[places] if isinstance(rows, np.ndarray) else rows.iloc[places]
 
-    Each member's scores are standardised by the median and the quartiles of its own scores of the training rows, and the
-    lowest counts: a row is as strange as the member finds it that finds it strangest. `score_samples` is in units of
-    quartile ranges, and higher is more normal.
+
+def _framed(x: np.ndarray, names: np.ndarray) -> Any:
+    """Rows whose errors and explanations name columns."""
+    import pandas as pd
+
+    return pd.DataFrame(x, columns=names, copy=False)
+
+
+class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
+    """Outlier detection by an ensemble of VAEs.
+
+    A member's score is E_q[log p(x|z)], how well it explains a row (An & Cho 2015, section 3.2), standardised by the median
+    and the quartiles of its scores of the training rows. Their mean is `score_samples`, in quartile ranges; higher is more
+    normal.
 
     Args:
-        parts: for each kind of member, `lr` and options of `build` in the place of those below.
+        parts: for each kind of member, options of `build` and any of the next eight, in the place of those.
         latent: latent dimensions; no more than features.
         hidden: widths of the encoder's hidden layers, mirrored in the decoder.
         activation: of these layers.
         scale_floor: smallest learned scale, in units of a feature's standard deviation: without one, the density grows
             without bound where values repeat.
+        epochs: passes of training over the rows, but of 4,000 steps at most, and at least of
+        steps: so many.
+        batch_size, lr: of training. Batches are of about one size, so that none is of a few rows alone.
         seeds: members of each kind.
-        epochs: passes of training over the rows, for each member, unless these are fewer or more steps than
-        steps: (fewest, most). Of all epochs' weights those are kept that are best on held-out rows: a fifth, 200 at most.
-        batch_size, lr: of training; batches are of one size, so that none is of a few rows alone.
+        trim: share of the training rows, those that score lowest, without which all members are fitted once more, in [0, 1):
+            for rows that are known to hold anomalies.
         scoring: score of a row by a member, as in `score`.
         num_draws: of z, for a score.
         contamination: share of training rows that `predict` calls outliers, in (0, 0.5].
@@ -76,7 +92,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
 
     Example:
         >>> x = np.random.RandomState(0).randn(60, 3)
-        >>> detector = VAEDetector(steps=(50, 50), random_state=0).fit(x)
+        >>> detector = VAEDetector(random_state=0).fit(x)
         >>> detector.predict([[0.0, 0.0, 0.0], [9.0, 9.0, 9.0]]).tolist()
         [1, -1]
     """
@@ -89,14 +105,15 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         *,
         parts: Sequence[dict[str, Any]] = PARTS,
         latent: int = 8,
-        hidden: Sequence[int] = (128, 128),
-        activation: str = "relu",
+        hidden: Sequence[int] = (128,),
+        activation: str = "tanh",
         scale_floor: float = 0.05,
-        seeds: int = 1,
-        epochs: int = 128,
-        steps: tuple[int, int] = (500, 4000),
+        epochs: int = 64,
+        steps: int = 500,
         batch_size: int = 512,
         lr: float = 3e-3,
+        seeds: int = 1,
+        trim: float = 0.0,
         scoring: Any = "expected_log_likelihood",
         num_draws: int = 32,
         contamination: float = 0.1,
@@ -107,11 +124,12 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         self.hidden = hidden
         self.activation = activation
         self.scale_floor = scale_floor
-        self.seeds = seeds
         self.epochs = epochs
         self.steps = steps
         self.batch_size = batch_size
         self.lr = lr
+        self.seeds = seeds
+        self.trim = trim
         self.scoring = scoring
         self.num_draws = num_draws
         self.contamination = contamination
@@ -130,18 +148,19 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
             raise OptionError(f"contamination: got {contamination!r}, expected a share in (0, 0.5]")
         if isinstance(self.parts, dict) or not all(isinstance(part, dict) for part in self.parts):
             raise OptionError(f"parts: got {self.parts!r:.200}, expected a list of options of `build`, a dict for each")
+        trim = number("trim", self.trim, inclusive=True)
+        if trim >= 1:
+            raise OptionError(f"trim: got {trim!r}, expected a share in [0, 1)")
         rows = self._checked(X, reset=True)
         random = check_random_state(self.random_state)
         first, known = int(random.randint(2**31 - 1)), self._some(rows, random)
-        self.members_, usual = [], []
-        for number, part in enumerate(list(self.parts) * whole("seeds", self.seeds)):
-            vae = self._fitted(rows, part, (first + number) % 2**31)
-            scores = self._scores(vae, known)
-            low, center, high = np.quantile(scores, (0.25, 0.5, 0.75))
-            self.members_.append(Member(vae, float(center), max(float(high - low), 1e-6)))
-            usual.append(self.members_[-1].standardised(scores))
+        usual = self._fit_members(rows, known, first)
+        if trim:
+            scores = self._of_members(rows)
+            kept = np.flatnonzero(scores >= np.quantile(scores, trim))
+            usual = self._fit_members(_at(rows, kept), known, first)
         self._n_features_out = encode(self.members_[0].vae, known[:1]).shape[1]
-        self.offset_ = float(np.quantile(np.min(usual, 0), contamination))
+        self.offset_ = float(np.quantile(usual, contamination))
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -161,57 +180,60 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         """Posterior means of the first member, (n, latent)."""
         check_is_fitted(self)
         rows = self._checked(X, reset=False)
-        kind = np.float32 if getattr(rows, "dtype", None) == np.float32 else np.float64
+        kind = np.float32 if np.asarray(rows).dtype == np.float32 else np.float64
         return encode(self.members_[0].vae, rows).astype(kind)
 
     # -- how
 
+    def _fit_members(self, rows: Any, known: Any, first: int) -> np.ndarray:
+        """Fit them to rows, and return the scores of some that are known."""
+        self.members_, found = [], []
+        for place, part in enumerate(list(self.parts) * whole("seeds", self.seeds)):
+            vae = self._fitted(rows, part, (first + place) % 2**31)
+            scores = self._scores(vae, known)
+            low, center, high = np.quantile(scores, (0.25, 0.5, 0.75))
+            self.members_.append(Member(vae, float(center), max(float(high - low), 1e-6)))
+            found.append(self.members_[-1].standardised(scores))
+        return np.mean(found, 0)
+
     def _some(self, rows: Any, random: np.random.RandomState) -> Any:
         """Rows to know what is usual."""
-        if len(rows) <= MOST:
+        if len(rows) <= USUAL:
             return rows
-        places = np.sort(random.permutation(len(rows))[:MOST])
-        return rows[places] if isinstance(rows, np.ndarray) else rows.iloc[places]
+        return _at(rows, np.sort(random.permutation(len(rows))[:USUAL]))
 
     def _fitted(self, rows: Any, part: dict[str, Any], seed: int) -> Any:
-        options: dict[str, Any] = {
-            "latent": self.latent,
-            "hidden": self.hidden,
-            "activation": self.activation,
-            "scale_floor": self.scale_floor,
-            "likelihood": "normal",
-        } | part
+        given = ("latent", "hidden", "activation", "scale_floor", *TRAINING)
+        options: dict[str, Any] = {"likelihood": "normal"} | {name: getattr(self, name) for name in given} | part
+        epochs, steps, size = (whole(name, options.pop(name)) for name in TRAINING[:3])
+        lr = options.pop("lr")
         options["latent"] = min(whole("latent", options["latent"]), rows.shape[1])
-        if isinstance(rows, np.ndarray):
-            options["nullable"] = bool(np.isnan(rows).any())
+        numbers = None if isinstance(rows, np.ndarray) else list(rows.select_dtypes("number"))
+        if numbers is None or len(numbers) == rows.shape[1]:
+            options["nullable"] = bool(np.isnan(np.asarray(rows)).any())
         else:  # the other columns by what they hold
-            numbers = rows.select_dtypes("number").columns
             options["likelihood"] = dict.fromkeys(map(str, numbers), options["likelihood"])
-        lr = options.pop("lr", self.lr)
-        vae = build(rows, seed=seed, **options)
-        valid = min(0.2, HELD_OUT / len(rows))
-        seen = len(rows) - ceil(valid * len(rows))
-        batches = ceil(seen / whole("batch_size", self.batch_size))
-        fewest, most = (whole("steps", steps) for steps in self.steps)
-        epochs = max(1, min(max(whole("epochs", self.epochs), fewest // batches), most // batches))
-        how = {"batch_size": ceil(seen / batches), "valid": valid, "patience": epochs if valid else None}
-        fit(vae, rows, epochs=epochs, lr=lr, seed=seed, progress=False, **how)
+        vae, batches = build(rows, seed=seed, **options), ceil(len(rows) / size)
+        epochs = max(1, min(max(epochs, ceil(steps / batches)), MOST // batches))
+        fit(vae, rows, epochs=epochs, batch_size=ceil(len(rows) / batches), lr=lr, valid=0.0, seed=seed, progress=False)
         return vae
 
     def _scores(self, vae: Any, rows: Any) -> np.ndarray:
         return score(vae, rows, self.scoring, num_draws=self.num_draws).values
 
     def _of_members(self, rows: Any) -> np.ndarray:
-        return np.min([member.standardised(self._scores(member.vae, rows)) for member in self.members_], 0)
+        return np.mean([member.standardised(self._scores(member.vae, rows)) for member in self.members_], 0)
 
     def _checked(self, X: Any, reset: bool) -> Any:
-        """An array of numbers, or a data frame with other columns as it is."""
+        """An array of numbers, named if it was so in training; or a data frame with other columns, as it is."""
         if hasattr(X, "select_dtypes") and X.select_dtypes(exclude="number").shape[1]:
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X
         least = 2 if reset else 1
         kinds = [np.float64, np.float32]
-        return validate_data(self, X, reset=reset, dtype=kinds, ensure_all_finite="allow-nan", ensure_min_samples=least)
+        x = validate_data(self, X, reset=reset, dtype=kinds, ensure_all_finite="allow-nan", ensure_min_samples=least)
+        names = getattr(self, "feature_names_in_", None)
+        return x if names is None else _framed(x, names)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
