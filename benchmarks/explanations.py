@@ -2,11 +2,11 @@
 
     python benchmarks/explanations.py [folder of .npz files with X and y]    # default: adbench under $PPL_VAE_DATA
 
-A VAE is fitted to half of the normal rows of each table (of Adult: of all rows) and calibrated on a quarter at level 0.05. Of
-the last quarter 500 rows that are not called anomalies have one cell each spoilt: a number is moved by 4 standard deviations
-of its column, a category or truth value is exchanged for another, drawn at random. Of 200 of those that are called anomalies
-then, the share whose column has the largest gain; beside it that whose column falls furthest below its median part, which
-tells less.
+A VAE is fitted to half of the normal rows of each table (of Adult: of all rows), and calibrated on a quarter at level 0.05.
+Of the last quarter 500 rows that are not called anomalies have one cell each spoilt: a number is moved by 4 standard
+deviations of its column, a category or truth value is exchanged for another, drawn at random. Of 200 of those that are
+called anomalies then, the share whose column has the largest gain; beside it that whose column falls furthest below its
+median part, which tells less.
 """
 
 import os

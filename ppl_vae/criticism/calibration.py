@@ -64,11 +64,29 @@ class Fold:
         options: of `score`.
     """
 
-    def __init__(self, vae: Any, batch: Batch, options: dict[str, Any]) -> None:
-        self.vae, self.batch, self.options = vae, batch_of(vae, batch), options
-        self.scores = without_nan(score(vae, self.batch, **options).values)
-        self.patterns, self.which = patterns(self.batch)
+    def __init__(self, vae: Any, batch: Any, options: dict[str, Any]) -> None:
+        self.vae, self.options = vae, options
+        self.batch = self.read(batch)
+        self.scores, _ = self.judged(self.batch)
+        self.patterns, self.which = self.seen(self.batch)
         self._references: dict[bytes, tuple[np.ndarray, str]] = {}
+
+    def read(self, data: Any) -> Any:
+        """Rows as they are scored."""
+        return batch_of(self.vae, data)
+
+    def judged(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Scores (n,) and their Monte Carlo errors, NaN where these are not known."""
+        found = score(self.vae, rows, **self.options)
+        return without_nan(found.values), found.mcse
+
+    def seen(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct patterns of cells that are there, and which of them each row has."""
+        return patterns(rows)
+
+    def hidden(self, places: np.ndarray, pattern: np.ndarray) -> Any:
+        """Some of the rows with all cells hidden but those of a pattern."""
+        return hidden(self.batch.rows(torch.from_numpy(places)), pattern)
 
     def reference(self, pattern: np.ndarray) -> tuple[np.ndarray, str]:
         """Ascending scores of normal rows with this pattern of cells, for log densities of other cells do not compare.
@@ -87,9 +105,8 @@ class Fold:
         if same.sum() >= FEWEST or same.all():
             return self.scores[same], "same"
         covers = np.flatnonzero(np.all(self.patterns >= pattern, 1)[self.which])[:MOST]
-        rows = self.batch.rows(torch.from_numpy(covers)) if len(covers) else self._simulated()
-        found = score(self.vae, hidden(rows, pattern), **self.options).values
-        return without_nan(found), "hidden" if len(covers) else "simulated"
+        rows = self.hidden(covers, pattern) if len(covers) else hidden(self._simulated(), pattern)
+        return self.judged(rows)[0], "hidden" if len(covers) else "simulated"
 
     def _simulated(self) -> Batch:
         if self.batch.c is not None or self.batch.group is not None or self.batch.label is not None:
@@ -98,6 +115,32 @@ class Fold:
                 "expected calibration rows with these cells"
             )
         return batch_of(self.vae, generate(self.vae, MOST, self.options["seed"]))
+
+
+class DetectorFold(Fold):
+    """A fitted detector in scikit-learn's shape, as `VAEDetector`, and rows that it was not fitted to."""
+
+    def read(self, data: Any) -> Any:
+        return data if hasattr(data, "iloc") else np.asarray(data)
+
+    def judged(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        scores = without_nan(np.asarray(self.vae.score_samples(rows), float))
+        return scores, np.full(len(scores), np.nan)
+
+    def seen(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        there = rows.notna().to_numpy() if hasattr(rows, "iloc") else ~np.isnan(rows.astype(float))
+        found, which = np.unique(there, axis=0, return_inverse=True)
+        return found, which.reshape(-1)
+
+    def hidden(self, places: np.ndarray, pattern: np.ndarray) -> Any:
+        if hasattr(self.batch, "iloc"):
+            return self.batch.iloc[places].where(pattern[None].repeat(len(places), 0))
+        return np.where(pattern, self.batch[places].astype(float), np.nan)
+
+    def _simulated(self) -> Batch:
+        raise OptionError(
+            "data: got rows with cells that no calibration row has, expected calibration rows with these cells"
+        )
 
 
 def patterns(batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -186,10 +229,10 @@ class Calibration:
 
         Raises: as `score`.
         """
-        batches = [batch_of(fold.vae, data) for fold in self.folds]
-        found = [score(fold.vae, batch, **fold.options) for fold, batch in zip(self.folds, batches)]
-        values, errors = [without_nan(f.values) for f in found], [np.nan_to_num(f.mcse) for f in found]
-        seen, which = patterns(batches[0])
+        batches = [fold.read(data) for fold in self.folds]
+        values, unknown = zip(*(fold.judged(batch) for fold, batch in zip(self.folds, batches)))
+        errors = [np.nan_to_num(e) for e in unknown]
+        seen, which = self.folds[0].seen(batches[0])
         p, low, high = (np.empty(len(which)) for _ in range(3))
         against = np.empty(len(which), dtype="U9")
         for place, pattern in enumerate(seen):
@@ -204,8 +247,7 @@ class Calibration:
             )  # of all at once: a tail is fitted once
             p[rows], low[rows], high[rows] = np.split(found_p, len(SHIFTS))
         unsure = (low <= self.level) != (high <= self.level)
-        mcse = np.mean([f.mcse for f in found], 0)
-        return Decisions(p <= self.level, unsure, p, np.mean(values, 0), mcse, against)
+        return Decisions(p <= self.level, unsure, p, np.mean(values, 0), np.mean(unknown, 0), against)
 
     def p_values(self, data: Any) -> np.ndarray:
         """(m,): how probable so low a score is of a normal row."""
@@ -251,7 +293,7 @@ def calibrate(
         vae: a fitted model; `data` are then n rows that it was not fitted to (split conformal). Or a `Candidate`: it is
             fitted to `data` without each of some folds in turn, and these calibrate (cross-conformal, Vovk 2015): all rows
             serve twice, for a weaker guarantee. Its `make` sees all rows; what it takes from them, such as their scale,
-            should not tell one row from another.
+            should not tell one row from another. Or a fitted detector with `score_samples`, as `VAEDetector`.
         data: n normal rows, or with `labels` those that are not marked. Anomalies among them make flags rarer if they score
             low, and more frequent if they score high.
         level: the share of normal rows that may be flagged (false-positive rate); below 1 / (n + 1) none is, but by "tail".
@@ -260,7 +302,7 @@ def calibrate(
         labels: (n,), 0 for normal rows, 1 for anomalous ones, which are left out.
         folds: of a `Candidate`.
         delta: how often "conditional" and "simultaneous" may fail.
-        scoring, num_draws, seed: as in `score`; of these rows and of all that are judged.
+        scoring, num_draws, seed: as in `score`; of these rows and of all that are judged. A detector has its own.
 
     Returns: `Calibration`. A row with holes is compared to rows with the same holes, and what is promised holds for each
         pattern of holes apart; where these rows are fewer than 99, to rows whose other cells are hidden, which is right if
@@ -285,9 +327,18 @@ def calibrate(
         _check_rule(rule, folds)
         return Calibration(tuple(_folds(vae, data, labels, folds, options)), level, rule, delta)
     _check_rule(rule, 1)
+    if hasattr(vae, "score_samples"):
+        rows = data if labels is None else _at(data, _normal(labels, len(data)).numpy())
+        return _told(
+            Calibration((DetectorFold(vae, rows, options | {"scoring": type(vae).__name__}),), level, rule, delta)
+        )
     batch = batch_of(vae, data)
     fold = Fold(vae, batch if labels is None else batch.rows(_normal(labels, len(batch.x))), options)
     return _told(Calibration((fold,), level, rule, delta))
+
+
+def _at(data: Any, places: np.ndarray) -> Any:
+    return data.iloc[places] if hasattr(data, "iloc") else np.asarray(data)[places]
 
 
 def _told(calibration: Calibration) -> Calibration:

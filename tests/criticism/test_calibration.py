@@ -5,9 +5,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
+from sklearn.ensemble import IsolationForest
 
 import ppl_vae as pv
 from ppl_vae.criticism.calibration import Calibration, Fold, calibrate, hidden, patterns
@@ -314,3 +316,41 @@ def test_encoded_rows_are_data_too(with_holes: Any) -> None:
     one, two = (pv.score(with_holes, data, num_draws=3).values for data in (x, with_holes.batch(x)))
     np.testing.assert_array_equal(one, two)
     assert isinstance(calibrate(with_holes, with_holes.batch(x)), Calibration)
+
+
+# ---- detectors in scikit-learn's shape
+
+
+def test_a_detector_is_calibrated_by_its_scores() -> None:
+    """Of any that has `score_samples`: labels leave anomalies out, frames and arrays are alike."""
+    forest = IsolationForest(random_state=0).fit(rows(200, 0))
+    normal, new = rows(99, 6), np.concatenate([rows(20, 8), 20 + rows(20, 9)])
+    calibration = calibrate(forest, normal, level=0.1)
+    by_hand = [(1 + (forest.score_samples(normal) <= s).sum()) / 100 for s in forest.score_samples(new)]
+    decisions = calibration.decide(new)
+    np.testing.assert_array_equal(decisions.p_values, by_hand)
+    assert not decisions.unsure.any() and np.isnan(decisions.mcse).all() and set(decisions.against) == {"same"}
+    assert repr(calibration) == "Calibration(IsolationForest of 99 rows, 'conformal' at level 0.1)"
+    marked = calibrate(forest, np.concatenate([normal, 20 + normal]), labels=np.repeat([0, 1], 99), level=0.1)
+    assert marked.threshold == calibration.threshold
+    assert calibration.select(new, 0.1)[20:].mean() > 0.5
+
+
+@pytest.mark.parametrize("framed", [False, True])
+def test_a_detector_judges_rows_with_holes_among_their_like(framed: bool) -> None:
+    x = rows(400, 1)
+    x[::5, 2] = np.nan
+    data = pd.DataFrame(x, columns=list("abcdef")) if framed else x
+    detector = pv.VAEDetector(epochs=1, steps=20, hidden=(4,), parts=({},), random_state=0).fit(data[:200])
+    calibration = calibrate(detector, data[200:], level=0.1)
+    new = data[200:].copy()
+    (new.iloc if framed else new)[:50, 2] = np.nan
+    decisions = calibration.decide(new)
+    assert set(decisions.against[:50]) == {"hidden"} and set(decisions.against[51:54]) == {"same"}
+    reference = data[200:].copy()  # all rows have the five cells that are left
+    (reference.iloc if framed else reference)[:, 2] = np.nan
+    ranks = np.searchsorted(np.sort(detector.score_samples(reference)), detector.score_samples(new[:50]), side="right")
+    np.testing.assert_array_equal(decisions.p_values[:50], (1 + ranks) / 201)
+    complete = data[1:5]
+    with pytest.raises(pv.OptionError, match="rows with cells that no calibration row has"):
+        calibrate(detector, reference, level=0.1).decide(complete)
