@@ -92,7 +92,7 @@ def run(path: Path, labelled: bool, detect: Detector) -> dict[str, Any]:
         train, test, y = table(path, seed, labelled)
         start = time.perf_counter()
         try:
-            scores = detect(train, test, seed)
+            scores = np.nan_to_num(detect(train, test, seed))  # PCA divides by variances that may be 0
         except Exception as error:  # of a detector that cannot do with a table: it has no answer
             scores, found["failed"] = np.zeros(len(test)), f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
         found["spent"].append(round(time.perf_counter() - start, 3))
