@@ -22,7 +22,8 @@ X = RANDOM.randn(300, 2) @ RANDOM.randn(2, 5) + 0.3 * RANDOM.randn(300, 5)
 STRANGE = RANDOM.randn(60, 5) * X.std(0)
 SMALL: Any = ({}, {"likelihood": "student_t", "scale": "feature"})
 QUICK: dict[str, Any] = {
-    "parts": SMALL, "epochs": 1, "steps": 60, "hidden": (16,), "latent": 2, "lr": 1e-2, "num_draws": 8, "random_state": 0
+    "parts": SMALL, "epochs": 1, "steps": 60, "steps_per_row": 10.0, "hidden": (16,), "latent": 2, "lr": 1e-2, "num_draws": 8,
+    "random_state": 0
 }  # fmt: skip
 
 
@@ -107,6 +108,16 @@ def test_of_many_rows_some_say_what_is_usual(monkeypatch: pytest.MonkeyPatch) ->
     for x in (X, pd.DataFrame(X, columns=list("abcde")).assign(kind="u")):
         fitted = VAEDetector(**QUICK).fit(x)
         assert 0.02 < (fitted.predict(x) == -1).mean() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({"steps_per_row": 0.1}, 30), ({"epochs": 100}, 200), ({"epochs": 1}, 60), ({"epochs": 9000}, 4000)],
+)
+def test_steps_of_training(options: dict[str, Any], steps: int) -> None:
+    """Of 300 rows in batches of 150."""
+    fitted = VAEDetector(**{**QUICK, "steps_per_row": 100.0, "batch_size": 200, "parts": ({},), **options}).fit(X)
+    assert int(fitted.members_[0].vae.steps) == steps
 
 
 def test_trimmed_rows_are_left_out_of_a_second_fit(detector: VAEDetector) -> None:
