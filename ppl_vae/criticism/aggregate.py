@@ -1,8 +1,10 @@
 """The aggregate posterior q(z), the mixture of q(z|x) over rows: what z tells of the row, and how far q(z) is from p(z)."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -122,9 +124,14 @@ def log_q_of_rows(
         values: of the local sites, (M, 1, ...).
         shared: of the other sites, (1, ...).
     """
-    n, (args, given) = len(batch.x), batch.arguments()
-    size = max(1, CELLS // (n * values["z"].shape[-1]))
-    for start in range(0, len(values["z"]), size):
+    n, (args, given), z = len(batch.x), batch.arguments(), values["z"]
+    if (normal := None if shared or len(values) > 1 else _normal(vae, args, given)) is not None:
+        size = max(1, CELLS // n)
+        for start in range(0, len(z), size):
+            yield start, log_normal(z[start : start + size, 0], *normal)
+        return
+    size = max(1, CELLS // (n * z.shape[-1]))
+    for start in range(0, len(z), size):
         some = {name: value[start : start + size] for name, value in values.items()}
         many = len(some["z"])
         of_rows = {name: value.expand(many, n, *value.shape[2:]) for name, value in some.items()}
@@ -132,6 +139,23 @@ def log_q_of_rows(
         q = sample_sites(poutine.trace(poutine.replay(plated(vae.guide, many), trace=trace)).get_trace(*args, **given))
         terms = [site["fn"].log_prob(site["value"]).double() for site in q.values() if is_local(site)]
         yield start, sum(terms, start=torch.zeros(())).expand(many, n)
+
+
+def _normal(vae: Any, args: Any, given: Any) -> tuple[Tensor, Tensor] | None:
+    """Means and scales (n, k) of a guide with one latent site that is a diagonal normal, and no other."""
+    sites = sample_sites(poutine.trace(plated(vae.guide, 1)).get_trace(*args, **given))
+    q = sites["z"]["fn"] if set(sites) == {"z"} and is_local(sites["z"]) else None
+    while isinstance(q, dist.Independent):
+        q = q.base_dist
+    return (q.loc.double()[0], q.scale.double()[0]) if isinstance(q, dist.Normal) and q.loc.dim() == 3 else None
+
+
+def log_normal(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """log N(z_m; loc_i, diag(scale_i^2)) of z (M, k), loc and scale (n, k), as (M, n): the square multiplied out, which is
+    a product of matrices in the place of M n k differences."""
+    z, precision = z.double(), scale**-2
+    square = z**2 @ precision.T - 2 * z @ (loc * precision).T + (loc**2 * precision).sum(1)
+    return -0.5 * square - (scale.log() + 0.5 * math.log(2 * math.pi)).sum(1)
 
 
 def _same_prior(vae: Any, batch: Batch, guide: dict[str, Any]) -> bool:

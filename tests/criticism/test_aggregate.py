@@ -12,7 +12,7 @@ from scipy import stats
 
 import ppl_vae as pv
 from ppl_vae.criticism import aggregate as parts
-from ppl_vae.criticism.aggregate import aggregate
+from ppl_vae.criticism.aggregate import aggregate, log_normal
 from ppl_vae.model.linear import PPCA
 
 RANDOM = np.random.RandomState(0)
@@ -143,3 +143,12 @@ def test_every_density_is_read_at_the_draws_of_every_row(posterior):
     found, drawn = aggregate(vae, vae.batch(X)), pv.draws(vae, X, 400, seed=5)
     terms = (drawn.log_q - drawn.log_prior).mean(1)
     assert sure(found.kl[0], float(terms.mean()), math.hypot(found.kl[1], float(terms.std()) / 20))
+
+
+def test_a_normal_multiplied_out_is_the_normal() -> None:
+    """With scales of 1e-3 beside scales of 1, as of latents that z tells much of."""
+    random = torch.Generator().manual_seed(0)
+    z, loc = (3 * torch.randn(n, 20, generator=random) for n in (50, 40))
+    scale = 10 ** (-3 * torch.rand(40, 20, generator=random))
+    expected = torch.distributions.Normal(loc.double(), scale.double()).log_prob(z[:, None].double()).sum(-1)
+    torch.testing.assert_close(log_normal(z, loc.double(), scale.double()), expected, rtol=1e-9, atol=1e-6)

@@ -22,8 +22,8 @@ X = RANDOM.randn(300, 2) @ RANDOM.randn(2, 5) + 0.3 * RANDOM.randn(300, 5)
 STRANGE = RANDOM.randn(60, 5) * X.std(0)
 SMALL: Any = ({}, {"likelihood": "student_t", "scale": "feature"})
 QUICK: dict[str, Any] = {
-    "parts": SMALL, "epochs": 1, "steps": 60, "steps_per_row": 10.0, "hidden": (16,), "latent": 2, "lr": 1e-2, "num_draws": 8,
-    "random_state": 0
+    "parts": SMALL, "epochs": 1, "steps": 60, "steps_per_row": 10.0, "batch_size": 512, "lr": 1e-2, "latent": 2,
+    "hidden": (16,), "num_draws": 8, "random_state": 0,
 }  # fmt: skip
 
 
