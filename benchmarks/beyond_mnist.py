@@ -51,7 +51,9 @@ def scores(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
             "input_complexity",
         )
     }
-    asked |= {name: (vae, (name, {"normal": few})) for name in ("typicality", "aggregate_posterior")}
+    asked |= {
+        name: (vae, (name, {"normal": few})) for name in ("typicality", "density_of_states", "aggregate_posterior")
+    }
     asked["likelihood_ratio"] = vae, ("likelihood_ratio", {"background": background})
     asked |= {name: (ensemble, name) for name in ("waic", "disagreement")}
     return {name: pv.score(model, test, scoring, num_draws=DRAWS).values for name, (model, scoring) in asked.items()}

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from inspect import Parameter, signature
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.criticism.aggregate import log_q_of_rows
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import OptionError
+from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer.draws import batch_of, draws, facts
 from ppl_vae.infer.ensemble import Ensemble
 from ppl_vae.infer.local import posterior
@@ -24,6 +24,8 @@ Likelihood = Callable[[Any, Any, str], Found]
 """A score by name of a model and rows, with the caller's draws and seed."""
 HELD = 1024
 """Rows whose draws are held at a time."""
+STATES = ("elbo", "kl_to_prior", "reconstruction_error")
+"""How probable a row is, how unusual its z, and how far from it what is decoded."""
 ROWS = 2000
 """Normal rows that the aggregate posterior is a mixture of, at most."""
 
@@ -72,6 +74,41 @@ def typicality(vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed
     """
     value, error = likelihood(vae, data, "iwae")
     return -np.abs(value - likelihood(vae, normal, "iwae")[0].mean()), error
+
+
+def density_of_states(
+    vae: Any,
+    data: Any,
+    likelihood: Likelihood,
+    num_draws: int,
+    seed: int,
+    *,
+    normal: Any,
+    of: Sequence[str] = STATES,
+    components: int = 5,
+) -> Found:
+    """log density of a row's statistics among those of normal rows (Morningstar et al. 2021, arXiv:2006.09273): a row may be
+    too probable, or as probable as others in another way.
+
+    Args:
+        normal: rows that say what is normal, best ones that the model was not fitted to; several hundred.
+        of: names of scores, which are the statistics.
+        components: of the mixture of normals that is fitted to them, whitened.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    if not isinstance(of, Sequence) or isinstance(of, str) or not of:
+        raise OptionError(f"of: got {of!r:.100}, expected names of scores")
+    known, rows = (np.stack([likelihood(vae, x, name)[0] for name in of], 1) for x in (normal, data))
+    if len(known) <= 10 * whole("components", components) or not np.isfinite(known).all():
+        raise OptionError(f"normal: got {len(known)} rows, expected more than {10 * components}, with finite scores")
+    center, scale = known.mean(0), known.std(0)
+    values, vectors = np.linalg.eigh(np.cov((known - center) / scale, rowvar=False).reshape(len(of), -1))
+    white = vectors / np.sqrt(np.maximum(values, 1e-9)) / scale[:, None]
+    mixture = GaussianMixture(components, random_state=seed, reg_covar=1e-4).fit((known - center) @ white)
+    found, possible = np.full(len(rows), -np.inf), np.isfinite(rows).all(1)
+    found[possible] = mixture.score_samples((rows[possible] - center) @ white)
+    return found, np.full(len(rows), np.nan)
 
 
 def waic(vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed: int) -> Found:
@@ -146,6 +183,7 @@ BEYOND: dict[str, Callable[..., Found]] = {
         likelihood_regret,
         likelihood_ratio,
         typicality,
+        density_of_states,
         waic,
         disagreement,
         aggregate_posterior,

@@ -180,7 +180,8 @@ def score(
             log p(x) (Kingma & Welling 2013, eq. 2; Burda et al. 2016, eq. 8); "kl_to_prior" -KL(q(z|x) || p(z));
             "reconstruction_error" -E_q|x - E[x|z]|^2, in squared encoded units. Or a name of `BEYOND` (`beyond.py`), with
             its options as (name, options): "likelihood_regret"; ("likelihood_ratio", {"background": model});
-            ("typicality", {"normal": rows}); ("aggregate_posterior", {"normal": rows}); "input_complexity"; and of an
+            ("typicality", {"normal": rows}), and with "density_of_states" or "aggregate_posterior" in its place;
+            "input_complexity"; and of an
             ensemble "waic" and "disagreement".
         num_draws: S.
         seed: of the noise.

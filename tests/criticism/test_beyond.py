@@ -45,6 +45,24 @@ def exact(vae: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return law.logpdf(x), q.mean.numpy()[:, 0], q.stddev.numpy()[:, 0]
 
 
+def test_density_of_states_by_hand(linear: Any) -> None:
+    """One component is a normal with the mean and covariance of the statistics; its units are those of whitened ones."""
+    names = ("kl_to_prior", "reconstruction_error")
+    known, rows = (np.stack([pv.score(linear, x, n, num_draws=8).values for n in names], 1) for x in (X, NEW))
+    law = stats.multivariate_normal(known.mean(0), np.cov(known.T))
+    options = {"normal": X, "of": names, "components": 1}
+    got = pv.score(linear, NEW, ("density_of_states", options), num_draws=8).values
+    expected = law.logpdf(rows)
+    np.testing.assert_allclose(got - got.mean(), expected - expected.mean(), rtol=1e-2, atol=1e-2)
+    one = pv.score(linear, X, ("density_of_states", {"normal": X, "of": ["elbo"], "components": 1}), num_draws=8).values
+    known = pv.score(linear, X, "elbo", num_draws=8).values[:, None]
+    assert one.argmax() == np.abs(known[:, 0] - known[:, 0].mean()).argmin()  # neither the highest nor the lowest
+    tied = pv.score(
+        linear, NEW, ("density_of_states", {"normal": X}), num_draws=8
+    ).values  # the third is a sum of the two
+    assert np.isfinite(tied).all()
+
+
 def test_likelihood_regret_is_the_amortization_gap_of_an_exact_family(linear: Any) -> None:
     """max_q L[q] = log p(x) here. What the search misses is below 0.01 nats; 4.5 standard errors of 60 rows beyond."""
     log_p, _, _ = exact(linear, NEW)
@@ -120,6 +138,9 @@ def test_impossible_rows_are_the_least_normal(both: Any) -> None:
 def test_what_they_refuse(linear: Any, both: Any) -> None:
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
         (linear, "typicality", {}, "got 'typicality' without 'normal'"),
+        (linear, ("density_of_states", {"normal": X[:50]}), {}, "normal: got 50 rows, expected more than 50"),
+        (linear, ("density_of_states", {"normal": X, "of": "elbo"}), {}, "of: got 'elbo', expected names of scores"),
+        (linear, ("density_of_states", {"normal": X, "of": ["nope"]}), {}, "got 'nope'"),
         (linear, ("typicality", {"normal": X, "k": 1}), {}, "options \\['k'\\] with 'typicality'"),
         (linear, "waic", {}, "expected an Ensemble"),
         (linear, "disagreement", {}, "expected an Ensemble"),
@@ -139,4 +160,4 @@ def test_what_they_refuse(linear: Any, both: Any) -> None:
 
 @pytest.mark.parametrize("name", BEYOND)
 def test_every_score_names_its_source(name: str) -> None:
-    assert re.search(r"\(.* \d{4}, eq", BEYOND[name].__doc__ or "", re.DOTALL)
+    assert re.search(r"\(.* \d{4}, (eq|arXiv)", BEYOND[name].__doc__ or "", re.DOTALL)
