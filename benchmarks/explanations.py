@@ -67,8 +67,7 @@ def run(frame: pd.DataFrame) -> dict[str, Any]:
         frame[name] = frame[name].astype(float)
     half, three = len(frame) // 2, 3 * len(frame) // 4
     seen, known, new = frame[:half], frame[half:three], frame[three : three + 2 * ROWS]
-    kinds = {n: "normal" if pd.api.types.is_numeric_dtype(seen[n]) else "infer" for n in seen}
-    likelihood = {n: kind for n, kind in kinds.items() if kind == "normal"}
+    likelihood = dict.fromkeys(seen.select_dtypes("number"), "normal")
     vae = pv.build(seen, likelihood=likelihood, seed=SEED, **{**MODEL, "latent": min(8, seen.shape[1])})
     pv.fit(vae, seen, epochs=max(1, round(STEPS * FIT["batch_size"] / len(seen))), seed=SEED, **FIT)
     calibration = pv.calibrate(vae, known, level=LEVEL, num_draws=DRAWS)

@@ -87,8 +87,8 @@ def density_of_states(
     of: Sequence[str] = STATES,
     components: int = 5,
 ) -> Found:
-    """log density of a row's statistics among those of normal rows (Morningstar et al. 2021, arXiv:2006.09273): a row may be
-    too probable, or as probable as others in another way.
+    """log density of a row's statistics among those of normal rows (Morningstar et al. 2021, arXiv:2006.09273), by a mixture
+    of normals (Bishop 2006, eq. 9.7): a row may be too probable, or as probable as others in another way.
 
     Args:
         normal: rows that say what is normal, best ones that the model was not fitted to; several hundred.

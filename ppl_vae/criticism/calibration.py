@@ -14,6 +14,7 @@ from ppl_vae.criticism.conformal import RULES, p_values, threshold
 from ppl_vae.criticism.predictive import generate
 from ppl_vae.criticism.scores import score
 from ppl_vae.data.schema import Batch
+from ppl_vae.data.tables import rows_at
 from ppl_vae.errors import OptionError, choose, number, whole
 from ppl_vae.infer.draws import batch_of
 from ppl_vae.infer.training import fit
@@ -328,17 +329,13 @@ def calibrate(
         return Calibration(tuple(_folds(vae, data, labels, folds, options)), level, rule, delta)
     _check_rule(rule, 1)
     if hasattr(vae, "score_samples"):
-        rows = data if labels is None else _at(data, _normal(labels, len(data)).numpy())
+        rows = data if labels is None else rows_at(data, _normal(labels, len(data)).numpy())
         return _told(
             Calibration((DetectorFold(vae, rows, options | {"scoring": type(vae).__name__}),), level, rule, delta)
         )
     batch = batch_of(vae, data)
     fold = Fold(vae, batch if labels is None else batch.rows(_normal(labels, len(batch.x))), options)
     return _told(Calibration((fold,), level, rule, delta))
-
-
-def _at(data: Any, places: np.ndarray) -> Any:
-    return data.iloc[places] if hasattr(data, "iloc") else np.asarray(data)[places]
 
 
 def _told(calibration: Calibration) -> Calibration:

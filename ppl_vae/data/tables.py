@@ -109,6 +109,11 @@ def in_parts(data: Any, cells: int) -> list[Any]:
     return [table._replace(values=values[rows]) if isinstance(table, Table) else table[rows] for rows in places]
 
 
+def rows_at(data: Any, places: np.ndarray) -> Any:
+    """Some rows of an array or a pandas DataFrame."""
+    return data.iloc[places] if hasattr(data, "iloc") else np.asarray(data)[places]
+
+
 def held_by(data: Any, name: str) -> Any:
     """What an object that holds data has under a name, None where it has nothing; a frame's columns are not meant."""
     return None if _frame_kind(data) else getattr(data, name, None)

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ppl_vae.criticism.predictive import encode
 from ppl_vae.criticism.scores import score
+from ppl_vae.data.tables import rows_at
 from ppl_vae.errors import OptionError, number, whole
 from ppl_vae.infer.training import fit
 from ppl_vae.model.build import build
@@ -45,10 +46,6 @@ class Member(NamedTuple):
     def standardised(self, scores: np.ndarray) -> np.ndarray:
         """Scores of this member in its own quartile ranges, 0 in the middle of the training rows'."""
         return (scores - self.center) / self.width
-
-
-def _at(rows: Any, places: np.ndarray) -> Any:
-    return rows[places] if isinstance(rows, np.ndarray) else rows.iloc[places]
 
 
 def _framed(x: np.ndarray, names: np.ndarray) -> Any:
@@ -161,7 +158,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         if trim:
             scores = self._of_members(rows)
             kept = np.flatnonzero(scores >= np.quantile(scores, trim))
-            usual = self._fit_members(_at(rows, kept), known, first)
+            usual = self._fit_members(rows_at(rows, kept), known, first)
         self._n_features_out = encode(self.members_[0].vae, known[:1]).shape[1]
         self.offset_ = float(np.quantile(usual, contamination))
         return self
@@ -203,7 +200,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         """Rows to know what is usual."""
         if len(rows) <= USUAL:
             return rows
-        return _at(rows, np.sort(random.permutation(len(rows))[:USUAL]))
+        return rows_at(rows, np.sort(random.permutation(len(rows))[:USUAL]))
 
     def _fitted(self, rows: Any, part: dict[str, Any], seed: int) -> Any:
         given = ("latent", "hidden", "activation", "scale_floor", *TRAINING)

@@ -10,8 +10,9 @@ from ppl_vae.model.student_t import StudentT
 @pytest.mark.parametrize("df", [(), (3,), (7, 1), (7, 3)])
 @pytest.mark.parametrize("scale", [(), (3,), (7, 3)])
 def test_log_density_and_gradients_are_torchs(df: tuple[int, ...], scale: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    values = [2 + torch.rand(df), torch.randn(7, 3), 0.1 + torch.rand(scale)]
+    random = torch.Generator().manual_seed(0)
+    values = [2 + torch.rand(df, generator=random), torch.randn(7, 3, generator=random)]
+    values.append(0.1 + torch.rand(scale, generator=random))
     found = []
     for kind in (StudentT, dist.StudentT):
         parameters = [value.clone().double().requires_grad_() for value in values]
