@@ -210,8 +210,8 @@ class Calibration:
             return RULES[self.rule].text
         return (
             "of normal rows to come, at most twice the level is flagged on average, in practice less than the level, and "
-            "far less where a fold has few rows (cross-conformal: Vovk 2015; Vovk & Wang 2020, of means of p-values); nothing "
-            "is proven of `select`"
+            "far less where a fold has few rows (cross-conformal: Vovk 2015; Vovk & Wang 2020, of means of p-values); "
+            "nothing is proven of `select`"
         )
 
     @property
