@@ -4,9 +4,10 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from ppl_vae.errors import MissingFileError, ModelFileError
 
@@ -23,9 +24,20 @@ def write_bytes(path: str | PathLike, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private
         os.replace(temporary, path)
+        _sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sync(folder: Path) -> None:
+    """Let a rename reach the disk before what follows it, where a system does this for folders."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:
@@ -58,14 +70,18 @@ def to_json(value: Any) -> str:
 
 
 def from_json(text: bytes, name: str) -> Any:
-    """JSON without duplicate keys. Raises: ModelFileError, naming the file."""
+    """JSON without duplicate keys, NaN and infinities. Raises: ModelFileError, naming the file."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(items)) != len(items):
+        found = dict(items)
+        if len(found) != len(items):
             raise ValueError("a key stands twice")
-        return dict(items)
+        return found
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"got {constant}, expected finite numbers")
 
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{name}: not the JSON expected: {error}") from error
