@@ -73,10 +73,12 @@ def unpack(node: Any, tensors: Tensors, handed: dict[str, Any], depth: int = DEP
     if not isinstance(node, dict) or depth == 0:
         raise ValueError(f"got {node!r:.100}, expected things of at most {DEPTH} levels")
     kind, nodes = choose("kind", node.get("kind"), KINDS), node.get("parts", {})
-    parts = {name: unpack(part, _under(tensors, name), _under(handed, name), depth - 1) for name, part in nodes.items()}
-    own = {name: value for name, value in tensors.items() if name.partition("/")[0] not in parts}
+    (own, below), (given, given_below) = _split(tensors, nodes), _split(handed, nodes)
+    parts = {
+        name: unpack(part, below.get(name, {}), given_below.get(name, {}), depth - 1) for name, part in nodes.items()
+    }
     content = {name: value for name, value in node.items() if name not in ("kind", "parts")}
-    return kind.unpack(Packed(content, own, parts), handed)
+    return kind.unpack(Packed(content, own, parts), given)
 
 
 def wanted(node: Any, depth: int = DEPTH) -> dict[str, Any]:
@@ -94,12 +96,21 @@ def anonymous(node: Any) -> Any:
     """A node without what the user's objects are called, which may change."""
     if not isinstance(node, dict):
         return node
-    own = {"own": {key: sorted(of) if isinstance(of, dict) else "" for key, of in node.get("own", {}).items()}}
-    return node | own | {"parts": {name: anonymous(part) for name, part in node.get("parts", {}).items()}}
+    new = {"own": lambda of: sorted(of) if isinstance(of, dict) else "", "parts": anonymous}
+    return {key: {n: new[key](v) for n, v in value.items()} if key in new else value for key, value in node.items()}
 
 
-def _under(values: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key[len(name) + 1 :]: value for key, value in values.items() if key.startswith(f"{name}/")}
+def _split(values: dict[str, Any], parts: Any) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Values of a thing itself, and those of each of its parts."""
+    own: dict[str, Any] = {}
+    below: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        head, _, rest = name.partition("/")
+        if head in parts:
+            below.setdefault(head, {})[rest] = value
+        else:
+            own[name] = value
+    return own, below
 
 
 def _kind(thing: Any) -> str:
@@ -144,17 +155,18 @@ RECIPES: dict[str, Callable[[dict[str, Any], Schema, dict[str, Any]], VAE]] = {
 
 def _made(kind: str, recipe: dict[str, Any], schema: Schema, own: dict[str, Any], tensors: Tensors) -> VAE:
     """The model of a recipe without values: no memory and no random numbers until its weights are known to fit."""
-    own = _with_values(own, {})
+    if "likelihood" in own:
+        own = own | {"likelihood": _with_values(own["likelihood"], {})}
+    _check_sizes(recipe, tensors)
     with Bounded(tensors), torch.device("meta"), pyro.validation_enabled(False):  # which looks at values
         return RECIPES[kind](recipe, schema, own)
 
 
 def _with_values(part: Any, known: dict[int, Any]) -> Any:
-    """A callable of the user's makes its tensors with values; an equal one for an equal one, as they are told apart."""
+    """A likelihood of the user's makes its module with values; the same for the same, whose columns are one family."""
     if isinstance(part, dict):
         return {name: _with_values(of, known) for name, of in part.items()}
-    of_pyro = isinstance(part, type) and issubclass(part, torch.distributions.Distribution)
-    if isinstance(part, nn.Module | torch.distributions.Distribution) or of_pyro or not callable(part):
+    if not callable(part) or (isinstance(part, type) and issubclass(part, torch.distributions.Distribution)):
         return part
 
     @functools.wraps(part)
@@ -175,16 +187,36 @@ class Bounded(TorchFunctionMode):
     def __init__(self, tensors: Tensors) -> None:
         super().__init__()
         self.calls = 2000 + 100 * len(tensors)
-        self.numbers = 2**25 + 128 * sum(value.numel() for value in tensors.values())  # with values: masks of flows
+        self.numbers = 2**22 + 128 * sum(value.numel() for value in tensors.values())
 
     def __torch_function__(self, call: Any, types: Any, args: Any = (), options: Any = None) -> Any:
-        made = call(*args, **(options or {}))
+        options = options or {}
         self.calls -= 1
-        if isinstance(made, Tensor) and not made.is_meta:
-            self.numbers -= made.numel()
+        # the masks of flows have values; what is made of some is as large as they are together, or repeated
+        real = [value.shape for value in args if isinstance(value, Tensor) and not value.is_meta]
+        if real:
+            self.numbers -= options.get("repeats", 1) * _together(real)
         if self.calls < 0 or self.numbers < 0:
             raise ValueError("got a recipe of more layers or numbers than there are weights")
-        return made
+        return call(*args, **options)
+
+
+def _together(shapes: list[torch.Size]) -> int:
+    try:
+        return torch.broadcast_shapes(*shapes).numel()
+    except RuntimeError:
+        return sum(shape.numel() for shape in shapes)
+
+
+def _check_sizes(recipe: dict[str, Any], tensors: Tensors) -> None:
+    """Neighbouring layers have a matrix of weights between them, which has to be there."""
+    most, latent = sum(value.numel() for value in tensors.values()), recipe.get("latent", 1)
+    for name in ("latent", "hidden", "channels", "flow_hidden", "prior_hidden", "components", "context", "rank"):
+        sizes = recipe.get(name, ())
+        sizes = [1, *sizes] if isinstance(sizes, list | tuple) else [1, sizes]
+        ends = (latent,) if name.endswith("hidden") else ()
+        if any(isinstance(a, int) and isinstance(b, int) and a * b > most for a, b in zip(sizes, [*sizes[1:], *ends])):
+            raise ValueError(f"got {name}={sizes[1:]!r:.100} and latent={latent}, expected sizes of the {most} numbers there are")
 
 
 def _pack_made(vae: Any) -> Packed:

@@ -25,9 +25,9 @@ KEYS = {"format_version", "versions", "model", "weights", "sha256"}
 KEYS_TO_4 = {"format_version", "versions", "recipe", "schema", "dtype", "weights", "sha256"}
 MODEL_FILE = "model.json"
 MAX_JSON = 16 * 2**20
-"""Bytes of model.json, and of the names of tensors: room for a hundred thousand columns."""
-MAX_VALUES = 2**20
-"""Values in either: each takes some 100 bytes once it is read."""
+"""Bytes of model.json, and of the names of tensors."""
+MAX_VALUES = 2**19
+"""Values in either, each some 100 bytes once it is read: room for 65,000 columns of any type."""
 OURS = r"weights-[0-9a-f]{16}\.safetensors|\.(model\.json|weights-[0-9a-f]{16}\.safetensors)\.\w{8}"
 """Files of ours: tensors, and what a killed process had begun to write."""
 
