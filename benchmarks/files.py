@@ -2,20 +2,20 @@
 
     python benchmarks/files.py registry [prior]     # every prior x likelihood x posterior, loaded in one fresh process
     python benchmarks/files.py kill [times]         # SIGKILL while a process saves: the old or the new model loads
-    python benchmarks/files.py mutations [times]    # of the bytes of a folder; and of its values, the digest made right
+    python benchmarks/files.py mutations [times]    # of the bytes of a folder, and of its values
     python benchmarks/files.py hostile [name]       # folders meant to do harm: seconds, memory, and whether a canary sings
 
-`registry` takes the combinations of `product.py` that can be scored, at its sizes, without missing cells, and compares scores
-to the bit. `kill`: a process saves two models of 1 MB in turn and is killed after up to 80 ms. `mutations`: flips, insertions,
-deletions, truncations, swaps within a file and of whole files, of a calibration over an ensemble: an error of this library,
-or the same bytes and scores. `hostile` loads each folder in a process of its own.
+`registry` takes the combinations of `product.py` that can be scored, at its sizes, without missing cells, and compares
+scores and log densities to the bit. `kill`: a process saves two models of 1 MB in turn and is killed after up to 80 ms.
+`mutations`: flips, insertions, deletions, truncations, swaps within a file and of whole files, of a calibration over an
+ensemble: an error of this library, or the same bytes and p-values; then one value of the JSON is another, or gone, and the
+digest right: an error of this library, or a model. `hostile` loads each folder in a process of its own.
 """
 
 import argparse
 import json
 import os
 import pickle
-import resource
 import shutil
 import signal
 import subprocess
@@ -170,7 +170,9 @@ def mutant(raw: bytes, other: bytes, random: np.random.RandomState) -> tuple[str
         "insert": lambda: raw[:at] + by + raw[at:],
         "delete": lambda: raw[:at] + raw[to + 1 :],
         "truncate": lambda: raw[:at],
-        "swap": lambda: raw[:at] + raw[to : to + 1] + raw[at + 1 : to] + raw[at : at + 1] + raw[to + 1 :] if at < to else raw,
+        "swap": lambda: (
+            raw[:at] + raw[to : to + 1] + raw[at + 1 : to] + raw[at : at + 1] + raw[to + 1 :] if at < to else raw
+        ),
         "swap files": lambda: other,
     }
     name = list(kinds)[random.randint(len(kinds))]
@@ -215,7 +217,22 @@ def outcome(name: str, changed: bool, root: str, expected: np.ndarray) -> str:
     return f"{name}: same bytes, same answers" if same else f"{name}: OTHER ANSWERS"
 
 
-STRANGE = (None, True, -1, 0, 1e308, 10**30, "", "os.system", "../x", [], {}, [[]], {"class_path": "os.system"}, "x" * 999)
+STRANGE = (
+    None,
+    True,
+    -1,
+    0,
+    1e308,
+    10**30,
+    "",
+    "os.system",
+    "../x",
+    [],
+    {},
+    [[]],
+    {"class_path": "os.system"},
+    "x" * 999,
+)
 
 
 def forged(times: int, seed: int = 0) -> Counter[str]:
@@ -389,7 +406,9 @@ def values(text: str) -> Callable[[Path, Path], None]:
 MANY = {str(j): {"kind": "ensemble"} for j in range(100_000)}
 HOSTILE: dict[str, Callable[[Path, Path], None]] = {
     "pickle in the weights' place": lambda f, canary: weights(f, pickle.dumps(Payload(canary))),
-    "pickle in model.json's place": lambda f, canary: (f / "model.json").write_bytes(pickle.dumps(Payload(canary))) and None,
+    "pickle in model.json's place": lambda f, canary: (
+        (f / "model.json").write_bytes(pickle.dumps(Payload(canary))) and None
+    ),
     "class path as likelihood": recipe(likelihood={"class_path": "os.system"}),
     "class path as likelihood of a column": recipe(likelihood={"0": {"class_path": "os.system"}}),
     "class path as prior": recipe(prior={"class_path": "os.system", "init_args": {"command": "true"}}),
@@ -432,7 +451,9 @@ HOSTILE: dict[str, Callable[[Path, Path], None]] = {
     "1e12 components": recipe(prior="vamp", components=10**12),
     "columns beyond the names": lambda f, _: schema(f, shape=[10**9]),
     "newer format": top(format_version=10**6),
-    "calibration of itself": node(kind="calibration", folds=[{"batch": {"$part": "0"}}], level=0, rule="os.system", delta=0),
+    "calibration of itself": node(
+        kind="calibration", folds=[{"batch": {"$part": "0"}}], level=0, rule="os.system", delta=0
+    ),
     "cells of a type of 1 GB": lambda f, _: wide_cells(f),
 }
 

@@ -24,7 +24,7 @@ from ppl_vae.model.autoencoder import Autoencoder
 from ppl_vae.model.build import assemble, own_parts
 from ppl_vae.model.linear import PCA, PPCA
 from ppl_vae.model.vae import VAE
-from ppl_vae.use.values import Beside, plain
+from ppl_vae.use.values import Beside, plain, tuples
 
 Tensors = dict[str, Tensor]
 Node = dict[str, Any]
@@ -120,8 +120,8 @@ def _kind(thing: Any) -> str:
     name = f"{type(thing).__module__}.{type(thing).__qualname__}"
     if name not in OF:
         raise OptionError(
-            f"save: got a {type(thing).__name__}, expected a model that build() made, a VAE or Autoencoder of your own parts, "
-            "a fitted PCA or PPCA, an Ensemble, a Calibration or a fitted VAEDetector"
+            f"save: got a {type(thing).__name__}, expected a model that build() made, a VAE or Autoencoder of your own "
+            "parts, a fitted PCA or PPCA, an Ensemble, a Calibration or a fitted VAEDetector"
         )
     return OF[name]
 
@@ -216,7 +216,9 @@ def _check_sizes(recipe: dict[str, Any], tensors: Tensors) -> None:
         sizes = [1, *sizes] if isinstance(sizes, list | tuple) else [1, sizes]
         ends = (latent,) if name.endswith("hidden") else ()
         if any(isinstance(a, int) and isinstance(b, int) and a * b > most for a, b in zip(sizes, [*sizes[1:], *ends])):
-            raise ValueError(f"got {name}={sizes[1:]!r:.100} and latent={latent}, expected sizes of the {most} numbers there are")
+            raise ValueError(
+                f"got {name}={sizes[1:]!r:.100} and latent={latent}, expected sizes of the {most} numbers there are"
+            )
 
 
 def _pack_made(vae: Any) -> Packed:
@@ -334,7 +336,10 @@ def _unpack_calibration(packed: Packed, handed: dict[str, Any]) -> Calibration:
     choose("rule", content["rule"], RULES)
     folds = []
     for place, of in enumerate(content["folds"]):
-        vae, (batch, options, scores) = packed.parts[str(place)], (beside.get(of[n]) for n in ("batch", "options", "scores"))
+        vae, (batch, options, scores) = (
+            packed.parts[str(place)],
+            (beside.get(of[n]) for n in ("batch", "options", "scores")),
+        )
         make = DetectorFold if hasattr(vae, "score_samples") else Fold
         folds.append(make(vae, batch, options, scores))
     return Calibration(tuple(folds), content["level"], content["rule"], content["delta"])
@@ -360,7 +365,7 @@ def _unpack_detector(packed: Packed, handed: dict[str, Any]) -> Any:
     from ppl_vae.use.estimator import Member, VAEDetector  # scikit-learn's, for those alone that use it
 
     fitted = packed.content["fitted"]
-    detector = VAEDetector(**Beside().get(packed.content["params"]))
+    detector: Any = VAEDetector(**tuples(packed.content["params"]))
     members = zip(_ordered(packed.parts), fitted["members"], strict=True)
     detector.members_ = [Member(vae, float(center), float(width)) for vae, (center, width) in members]
     detector.offset_, detector.n_features_in_ = float(fitted["offset"]), int(fitted["features"])

@@ -132,7 +132,9 @@ def load(path: str | PathLike, **own: Any) -> Any:
         if json.dumps(anonymous(again), sort_keys=True) != json.dumps(anonymous(node), sort_keys=True):
             raise ValueError(f"got {node!r:.300}, expected names and numbers of {again!r:.300}")
         if wrong := [name for name in {**tensors, **state} if not _equal(tensors.get(name), state.get(name))]:
-            raise ValueError(f"got the tensors {sorted(wrong)!r:.300}, which the model does not hold; expected each to be its")
+            raise ValueError(
+                f"got the tensors {sorted(wrong)!r:.300}, which the model does not hold; expected each to be its"
+            )
     return thing
 
 

@@ -1,7 +1,7 @@
 """Options as JSON: names and numbers as they are, rows and models as references to what is stored beside them."""
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ class Beside:
             return [self.put(f"{name}.{place}", one) for place, one in enumerate(value)]
         if isinstance(value, dict) and all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: self.put(f"{name}.{key}", one) for key, one in value.items()}
+        if isinstance(value, dict):
+            _refuse(name, value)
         return plain(name, value)
 
     def get(self, value: Any) -> Any:
@@ -90,7 +92,7 @@ class Beside:
         return pd.DataFrame({name: cells(of) for name, of in columns})
 
 
-def _cell_type(name: str) -> str:
+def _cell_type(name: str) -> Any:
     if name not in (*CELLS, "object"):  # a type may ask for any amount of memory
         raise OptionError(f"dtype: got {name!r}, expected one of {CELLS}")
     return name
@@ -125,5 +127,16 @@ def plain(name: str, value: Any) -> Any:
     value = value.item() if isinstance(value, np.generic) else value
     known = value is None or isinstance(value, str | bool | int)
     if not known and not (isinstance(value, float) and math.isfinite(value)):
-        raise OptionError(f"{name}: got {value!r:.200}, expected names and finite numbers, which a file can hold")
+        _refuse(name, value)
     return value
+
+
+def tuples(value: Any) -> Any:
+    """What `plain` was given, every sequence as a tuple."""
+    if isinstance(value, dict):
+        return {key: tuples(one) for key, one in value.items()}
+    return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+
+def _refuse(name: str, value: Any) -> NoReturn:
+    raise OptionError(f"{name}: got {value!r:.200}, expected names and finite numbers, which a file can hold")

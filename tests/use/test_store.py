@@ -430,7 +430,10 @@ class Further(pv.VAE):
 
 def stored() -> pv.VAE:
     """A program with a parameter of its own, which no module has."""
-    programs = [lambda x: dist.Normal(x[..., :1], 1.0).to_event(1), lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1)]
+    programs = [
+        lambda x: dist.Normal(x[..., :1], 1.0).to_event(1),
+        lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1),
+    ]
     scale = partial(pyro.param, "scale", lambda: torch.ones(6), constraint=constraints.positive)
     vae = pv.VAE(programs[0], lambda z: dist.Normal(z, scale()).to_event(1), programs[1])
     pv.score(vae, ROWS, num_draws=1)
