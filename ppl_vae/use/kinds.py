@@ -46,8 +46,8 @@ class Kind(NamedTuple):
     unpack: Callable[[Packed, dict[str, Any]], Any]
 
 
-DEPTH = 8
-"""Of things made of things."""
+DEPTH, PARTS = 8, 10_000
+"""Of things made of things, at most."""
 
 
 def pack(thing: Any) -> tuple[Node, Tensors]:
@@ -86,8 +86,8 @@ def wanted(node: Any, depth: int = DEPTH) -> dict[str, Any]:
     if not isinstance(node, dict) or depth == 0:
         return {}
     own, parts = node.get("own", {}), node.get("parts", {})
-    if not isinstance(own, dict) or not isinstance(parts, dict):
-        raise ValueError(f"got the objects {own!r:.100} and the parts {parts!r:.100}, expected them by name")
+    if not isinstance(own, dict) or not isinstance(parts, dict) or len(parts) > PARTS:
+        raise ValueError(f"got the objects {own!r:.100} and the parts {parts!r:.100}, expected {PARTS} by name at most")
     below = {f"{name}/{key}": value for name, part in parts.items() for key, value in wanted(part, depth - 1).items()}
     return own | below
 
@@ -211,14 +211,17 @@ def _together(shapes: list[torch.Size]) -> int:
 def _check_sizes(recipe: dict[str, Any], tensors: Tensors) -> None:
     """Neighbouring layers have a matrix of weights between them, which has to be there."""
     most, latent = sum(value.numel() for value in tensors.values()), recipe.get("latent", 1)
-    for name in ("latent", "hidden", "channels", "flow_hidden", "prior_hidden", "components", "context", "rank"):
+    for name in SIZES:
         sizes = recipe.get(name, ())
-        sizes = [1, *sizes] if isinstance(sizes, list | tuple) else [1, sizes]
-        ends = (latent,) if name.endswith("hidden") else ()
-        if any(isinstance(a, int) and isinstance(b, int) and a * b > most for a, b in zip(sizes, [*sizes[1:], *ends])):
+        sizes = list(sizes) if isinstance(sizes, list | tuple) else [sizes]
+        chain = [size for size in (1, *sizes, latent if name.endswith("hidden") else 1) if isinstance(size, int)]
+        if len(sizes) > len(tensors) or any(a * b > most for a, b in zip(chain, chain[1:])):
             raise ValueError(
-                f"got {name}={sizes[1:]!r:.100} and latent={latent}, expected sizes of the {most} numbers there are"
+                f"got {name}={sizes!r:.100}, latent={latent!r:.100}: more than the {most} numbers that there are"
             )
+
+
+SIZES = ("latent", "hidden", "channels", "flow_hidden", "prior_hidden", "components", "context", "rank", "transforms")
 
 
 def _pack_made(vae: Any) -> Packed:
