@@ -527,8 +527,10 @@ def hostile(only: str | None = None) -> int:
     print(frame.round(3).to_markdown(index=False))
     ours = frame.error.isin([e.__name__ for e in (pv.ModelFileError, pv.MissingFileError, pv.OptionError)])
     good = ours & (frame["of CPU"] < 1) & (frame.seconds < 10) & (frame["MB beyond the import"] < 200) & ~frame.canary
-    print(f"\n{good.sum()} of {len(frame)} refused in time; worst {frame.seconds.max():.2f} s by the clock, {frame["of CPU"].max():.2f} s of CPU, "
-          f"{frame['MB beyond the import'].max():.0f} MB")  # fmt: skip
+    seconds, cpu, megabytes = frame.iloc[:, 2:5].max()
+    print(
+        f"\n{good.sum()} of {len(frame)} refused in time; worst {seconds:.2f} s by the clock, {cpu:.2f} s of CPU, {megabytes:.0f} MB"
+    )
     return int((~good).sum())
 
 
