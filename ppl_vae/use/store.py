@@ -27,7 +27,7 @@ MODEL_FILE = "model.json"
 MAX_JSON = 16 * 2**20
 """Bytes of model.json, and of the names of tensors."""
 MAX_VALUES = 2**19
-"""Values in either, each some 100 bytes once it is read: room for 50,000 columns of any type."""
+"""Values in either, each some 100 bytes once it is read: room for 30,000 columns of any type."""
 OURS = r"weights-[0-9a-f]{16}\.safetensors|\.(model\.json|weights-[0-9a-f]{16}\.safetensors)\.\w{8}"
 """Files of ours: tensors, and what a killed process had begun to write."""
 
@@ -214,7 +214,7 @@ def _read(file: Path, what: str, size: tuple[int, int], check: Callable[[Path], 
 
 def _check_size(file: Path, text: bytes, error: type[Exception] = ModelFileError) -> None:
     """JSON that is read in little time and memory, whatever stands in it."""
-    values = text.count(b",") + 4 * (text.count(b"[") + text.count(b"{"))  # a list or dict takes as much as four
+    values = text.count(b",") + 8 * (text.count(b"[") + text.count(b"{"))  # a list or dict takes as much as eight
     if len(text) > MAX_JSON or values > MAX_VALUES:
         raise error(
             f"{file}: got {len(text)} bytes and {values} values, expected at most {MAX_JSON} and {MAX_VALUES}: "
