@@ -102,9 +102,9 @@ def registry(only: str | None = None) -> int:
         for names in product(*product_.FACTORS[:3]):
             if only in (None, names[0]):
                 counts["combinations"] += 1
+                folder = Path(root) / str(len(places))
                 try:
                     vae, rows = combination(product_, names)
-                    folder = Path(root) / str(len(places))
                     keep(vae, rows, folder)
                     places[folder.name] = names
                 except pv.PplVaeError as error:
