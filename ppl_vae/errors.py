@@ -64,6 +64,18 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def called(part: Any) -> str:
+    """What to call an object of the user's in messages: its own name, or that of its type.
+
+    Example:
+        >>> called(number), called(3)
+        ('number', 'int')
+    """
+    while type(part).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        part = part.base_dist
+    return getattr(part, "__name__", None) or type(part).__name__
+
+
 def number(name: str, value: Any, above: float = 0.0, *, inclusive: bool = False) -> float:
     """`value` as a finite float above a limit (or at it), or an `OptionError`."""
     try:

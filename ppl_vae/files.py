@@ -6,9 +6,10 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppl_vae.errors import MissingFileError, ModelFileError
 
@@ -31,9 +32,20 @@ def write_bytes(path: str | PathLike, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are private
         os.replace(temporary, path)
+        _sync(path.parent)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sync(folder: Path) -> None:
+    """Let a rename reach the disk before what follows it, where a system does this for folders."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:
@@ -66,15 +78,19 @@ def to_json(value: Any) -> str:
 
 
 def from_json(text: bytes, name: str) -> Any:
-    """JSON without duplicate keys. Raises: ModelFileError, naming the file."""
+    """JSON without duplicate keys, NaN and infinities. Raises: ModelFileError, naming the file."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(items)) != len(items):
+        found = dict(items)
+        if len(found) != len(items):
             raise ValueError("a key stands twice")
-        return dict(items)
+        return found
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"got {constant}, expected finite numbers")
 
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        return json.loads(text, object_pairs_hook=pairs, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{name}: not the JSON expected: {error}") from error
 
@@ -95,8 +111,10 @@ def write_pair(folder: str | PathLike, name: str, content: Mapping[str, Any], te
     try:
         write_bytes(folder / own, packed)
         write_text(folder / f"{name}.json", to_json({**whole, "sha256": digest(to_json(whole).encode())}))
+        tensors_file = rf"{re.escape(name)}-[0-9a-f]{{16}}\.safetensors"
+        ours = rf"{tensors_file}|\.({re.escape(name)}\.json|{tensors_file})\.\w{{8}}"  # the last: of a process that was killed
         for stale in folder.iterdir():
-            if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{16}}\.safetensors", stale.name) and stale.name != own:
+            if re.fullmatch(ours, stale.name) and stale.name != own:
                 stale.unlink()
     except OSError as error:
         raise ModelFileError(f"{folder}: the {name} could not be written: {error}") from error
@@ -115,7 +133,9 @@ def read_pair(folder: str | PathLike, name: str) -> tuple[dict[str, Any], dict[s
     rest = {key: value for key, value in content.items() if key != "sha256"} if isinstance(content, dict) else {}
     try:
         same = to_json(content).encode() == raw and digest(to_json(rest).encode()) == content["sha256"]
-        tensors = Path(folder) / _tensors_file(name, rest.pop("tensors")["sha256"])
+        sha256 = rest.pop("tensors")["sha256"]
+        same = same and re.fullmatch("[0-9a-f]{64}", sha256) is not None  # it names a file
+        tensors = Path(folder) / _tensors_file(name, sha256)
     except (ValueError, TypeError, KeyError):
         same = False
     if not same:

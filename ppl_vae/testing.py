@@ -554,7 +554,7 @@ def _check_state(kind: str, vae: Any, rows: Any, seed: int, alone: Callable[[Any
     other.load_state_dict(vae.state_dict())
     same = torch.equal(scores(other), before)
     assert same, f"{kind}: got other scores from the same state_dict"
-    if vae.recipe is None:
+    if vae.recipe is None or "own" in vae.recipe:
         return {"state": "state_dict"}
     with TemporaryDirectory() as folder:
         save(vae, folder)

@@ -67,12 +67,13 @@ class Fold:
         vae: the model.
         batch: n encoded rows.
         options: of `score`.
+        scores: of these rows (n,), where they are known.
     """
 
-    def __init__(self, vae: Any, batch: Any, options: dict[str, Any]) -> None:
+    def __init__(self, vae: Any, batch: Any, options: dict[str, Any], scores: np.ndarray | None = None) -> None:
         self.vae, self.options = vae, options
         self.batch = self.read(batch)
-        self.scores, _ = self.judged(self.batch)
+        self.scores = self.judged(self.batch)[0] if scores is None else scores
         self.patterns, self.which = self.seen(self.batch)
         self._references: dict[bytes, tuple[np.ndarray, str]] = {}
 

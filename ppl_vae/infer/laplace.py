@@ -46,7 +46,7 @@ def last_layer_laplace(vae: VAE, data: Any, prior_scale: float = 1.0, *, num_dra
     concave the prior's curvature is there alone. Whatever else was learned stays as it is.
 
     The copy is a VAE whose last layer is a site that all rows share, as with `build(..., weights="normal")`: scores, draws
-    and predictions integrate over it. It cannot be saved.
+    and predictions integrate over it.
 
     Args:
         vae: a model of `build`, fitted with weights="point".
@@ -80,13 +80,27 @@ def last_layer_laplace(vae: VAE, data: Any, prior_scale: float = 1.0, *, num_dra
     half = vectors * (values.clamp(min=0) + prior_scale**-2).rsqrt()[:, None]  # of the covariance, half half'
     upper = torch.linalg.qr(half.mT).R
     tril = (upper * upper.diagonal(dim1=-2, dim2=-1).sign()[..., None]).mT
-    new = copy.deepcopy(vae)
-    layer = new.decoder.net.get_submodule(last)
+    return uncertain(copy.deepcopy(vae), prior_scale, tril)
+
+
+def uncertain(vae: Any, prior_scale: float = 1.0, tril: Tensor | None = None) -> Any:
+    """Put a posterior in the place of the weights of the decoder's last linear layer, and return the model.
+
+    Args:
+        vae: a model of `build` with weights="point"; it is changed.
+        prior_scale: as in `last_layer_laplace`.
+        tril: as in `LayerPosterior`; None: of the right size, to be filled from a file.
+    """
+    last = _last_layer(vae)
+    layer = vae.decoder.net.get_submodule(last)
     names = [f"{last}.{name}".lstrip(".") for name, _ in layer.named_parameters()]
-    new.decoder.weights = WeightPrior(new.decoder.net, prior_scale, names).to(layer.weight)
-    new.encoder.weights = LayerPosterior(layer, names, tril.to(layer.weight))
-    new.recipe = None
-    return new
+    if tril is None:
+        size = layer.in_features + (layer.bias is not None)
+        tril = torch.empty(layer.out_features, size, size)
+    vae.decoder.weights = WeightPrior(vae.decoder.net, prior_scale, names).to(layer.weight)
+    vae.encoder.weights = LayerPosterior(layer, names, tril.to(layer.weight))
+    vae.recipe = vae.recipe and {**vae.recipe, "kind": "laplace"}
+    return vae
 
 
 def _last_layer(vae: Any) -> str:

@@ -55,3 +55,8 @@ def remember(vae: Any) -> None:
     """
     state: Any = pyro.get_param_store().get_state()
     _own[vae] = {part: {k: v for k, v in entries.items() if "$$$" not in k} for part, entries in state.items()}
+
+
+def own_parameters(vae: Any) -> list[str]:
+    """The names of what the programs of `vae` themselves put into Pyro's store, by pyro.param."""
+    return sorted(_own.get(vae, {}).get("params", {}))

@@ -1,6 +1,7 @@
 """From names and data to a model. The one place, with the command line, where a string becomes an object."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from inspect import Parameter, signature
 from math import prod
@@ -15,11 +16,12 @@ from torch.distributions import constraints
 
 from ppl_vae.data.columns import LIKELIHOOD_TYPES
 from ppl_vae.data.schema import Schema
-from ppl_vae.errors import OptionError, choose, whole
+from ppl_vae.errors import OptionError, called, choose, whole
 from ppl_vae.model import families
 from ppl_vae.model.classes import Classes
 from ppl_vae.model.conditional import Decoder, Encoder, beside, width
 from ppl_vae.model.inputs import Inputs
+from ppl_vae.model.mixed import Mixed
 from ppl_vae.model.nets import conv_decoder, conv_encoder, mlp
 from ppl_vae.model.posteriors import POSTERIORS
 from ppl_vae.model.priors import PRIORS, Setting
@@ -189,9 +191,47 @@ def assemble(schema: Schema, chosen: dict[str, Any], rows: Callable[[], Any] | N
         encoder_net, decoder_net = nets
         vae = _programs(schema, of, options, encoder_net, decoder_net, rows)
     options.refuse_unused()
-    if all(map(_named, (of.likelihood, of.prior, of.posterior))):
-        vae.recipe = {"kind": "build", **chosen}
+    vae.recipe = _recipe(chosen)
     return vae
+
+
+OWN = ("likelihood", "prior", "posterior")
+"""What may be an object of the user's in the place of a name."""
+
+
+def _recipe(chosen: dict[str, Any]) -> dict[str, Any]:
+    """How a model was made, in names and numbers; "own" says which arguments were objects, and what these are called."""
+    own = {name: _called(chosen[name]) for name in OWN if not _named(chosen[name])}
+    rest = {name: value for name, value in chosen.items() if name not in own}
+    if isinstance(own.get("likelihood"), dict):
+        rest["likelihood"] = {column: of for column, of in chosen["likelihood"].items() if isinstance(of, str)}
+    return {"kind": "build", **rest, **({"own": own} if own else {})}
+
+
+def _called(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {column: called(of) for column, of in part.items() if not isinstance(of, str)}
+    return called(part)
+
+
+def own_parts(vae: VAE) -> dict[str, Any]:
+    """The objects that stand in a model in the place of names, as arguments that `assemble` makes the same model of."""
+    family, own = vae.decoder.family, (vae.recipe or {}).get("own", {})
+    parts = {"prior": vae.prior, "posterior": vae.encoder.family, "likelihood": lambda features: family}
+    columns = own.get("likelihood")
+    if isinstance(columns, dict):
+        parts["likelihood"] = {name: of for name, of in _by_column(vae).items() if name in columns}
+    return {name: parts[name] for name in own}
+
+
+def _by_column(vae: VAE) -> dict[str, Callable[[int], Any]]:
+    """For each column a factory of its family, the same for columns of the same family."""
+    assert vae.schema is not None
+    family, names = vae.decoder.family, vae.schema.names
+    groups = [(family, range(len(names)))]
+    if isinstance(family, Mixed):
+        groups = list(zip(family.families, family.columns.split(family.sizes)))
+    return {names[int(j)]: make for f, columns in groups for make in [lambda d, f=f: f] for j in columns}
 
 
 def _programs(
@@ -238,11 +278,18 @@ def _programs(
         weight = options.take("label_weight", 1.0)
         vae.classes = Classes(inputs, classifier, _classes(schema), given, weight)
     if hasattr(vae.prior, "global_sites"):
-        with torch.no_grad():
+        with torch.no_grad(), _beside(vae.prior):
             sites = poutine.trace(vae.prior.global_sites).get_trace().nodes
         if latent_sites(sites):
-            encoder.shared = MeanFieldShared(vae.prior.global_sites)
+            with _beside(vae.prior):
+                encoder.shared = MeanFieldShared(vae.prior.global_sites)
     return vae
+
+
+def _beside(part: Any) -> Any:
+    """Make tensors where a part has its own: it may be the user's, in a model that is otherwise laid out on "meta"."""
+    held = [*part.parameters(), *part.buffers()] if isinstance(part, nn.Module) else []
+    return held[0].device if held else nullcontext()
 
 
 def priors() -> dict[str, str]:

@@ -149,6 +149,7 @@ class Mixed(nn.Module):
     def __init__(self, parts: Sequence[tuple[Sequence[int], nn.Module]]) -> None:
         super().__init__()
         self.families = nn.ModuleList([family for _, family in parts])
+        self.sizes = [len(columns) for columns, _ in parts]
         self.widths = [width(family, len(columns)) for columns, family in parts]
         self.width = sum(self.widths)
         self.register_buffer("columns", torch.tensor([j for columns, _ in parts for j in columns]))

@@ -116,7 +116,7 @@ class VAE(nn.Module):
         self.register_buffer(
             "guide_steps", torch.zeros((), dtype=torch.long)
         )  # the last of them that trained the guide
-        self.recipe: dict[str, Any] | None = None  # how `build` made it, in names and numbers; what `save` writes
+        self.recipe: dict[str, Any] | None = None  # how `build` made it, in names and numbers
 
     def model(
         self,

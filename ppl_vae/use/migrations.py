@@ -47,11 +47,19 @@ def _from_3(content: dict[str, Any], state: State) -> tuple[dict[str, Any], Stat
     return content, {**state, "guide_steps": state["steps"]}
 
 
+def _from_4(content: dict[str, Any], state: State) -> tuple[dict[str, Any], State]:
+    """Version 5 holds things made of models too: a tree, and each tensor is of its own dtype."""
+    kind, recipe = content["recipe"]["kind"], {k: v for k, v in content["recipe"].items() if k != "kind"}
+    rest = {key: value for key, value in content.items() if key not in ("recipe", "schema", "dtype")}
+    return rest | {"model": {"kind": kind, "recipe": recipe, "schema": content["schema"]}}, state
+
+
 TYPES_1 = {"bernoulli": "boolean", "continuous_bernoulli": "unit"}
 
 MIGRATIONS: dict[int, Callable[[dict[str, Any], State], tuple[dict[str, Any], State]]] = {
     1: _from_1,
     2: _from_2,
     3: _from_3,
+    4: _from_4,
 }
 """From each version to the next."""

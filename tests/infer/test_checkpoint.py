@@ -268,6 +268,8 @@ def test_a_state_is_kept_by_the_clock(tmp_path: Path) -> None:
             file = folder / "checkpoint.json"
             kept.append(json.loads(file.read_text())["numbers"]["step"] if file.exists() else 0)
 
+        folder.mkdir()
+        (folder / ".checkpoint.json.0123abcd").write_text("")  # of a process that was killed
         pv.fit(small(), X, checkpoint=folder, checkpoint_seconds=seconds, callbacks=[look], **OPTIONS)
         written.append(kept)
         assert len(list(folder.iterdir())) == 2  # nothing stale stays

@@ -73,7 +73,7 @@ def test_parts_may_be_objects():
             return dist.Laplace(loc, torch.nn.functional.softplus(raw) + 1e-3).to_event(1)
 
     vae = pv.build(X, latent=3, prior=prior, likelihood=lambda d: Laplace())
-    assert vae.recipe is None
+    assert vae.recipe["own"] == {"likelihood": "<lambda>", "prior": "Normal"} and "prior" not in vae.recipe
     assert isinstance(vae.decoder(torch.zeros(1, 3)).base_dist, dist.Laplace)
     history = pv.fit(vae, X, epochs=3, progress=False)
     assert np.isfinite(history["bound"]).all()

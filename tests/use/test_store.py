@@ -1,24 +1,42 @@
 """A saved model comes back the same, in any process, and nothing damaged, forged or unfinished passes for it."""
 
 import json
+import os
+import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import constraints
 
 import ppl_vae as pv
 from ppl_vae.files import digest, to_json
 from ppl_vae.use import store
 from tests.use.golden import make as golden
 
+
+def benchmark(name: str) -> Any:
+    """A script of `benchmarks/` as a module."""
+    spec = spec_from_file_location(name, Path(__file__).parents[2] / "benchmarks" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+FILES = benchmark("files")
 RNG = np.random.RandomState(0)
 ROWS = RNG.randn(40, 6).astype(np.float32)
 GREY = RNG.rand(40, 6).astype(np.float32)
@@ -175,6 +193,23 @@ def test_what_is_absent_is_said(tmp_path: Path) -> None:
         pv.load(tmp_path / "model")
 
 
+PRODUCT = benchmark("product")
+SOUND, REFERENCE = ("normal", "normal", "mean_field"), PRODUCT.PARTNERS
+COMBINATIONS = {
+    *((SOUND[0], likelihood, SOUND[2]) for likelihood in PRODUCT.FACTORS[1]),
+    *((prior, SOUND[1], REFERENCE[PRODUCT.SPACES.get(prior, "reals")][1]) for prior in PRODUCT.FACTORS[0]),
+    *((REFERENCE[PRODUCT.SPACES.get(posterior, "reals")][0], "mixed", posterior) for posterior in PRODUCT.FACTORS[2]),
+}
+
+
+def test_every_part_by_name_comes_back_the_same_in_one_fresh_process(tmp_path: Path) -> None:
+    """Scores and log densities to the bit; `benchmarks/files.py registry` takes every combination."""
+    for number, names in enumerate(sorted(COMBINATIONS)):
+        FILES.keep(*FILES.combination(PRODUCT, names), tmp_path / str(number))
+    found = FILES.loaded_anew([tmp_path / str(number) for number in range(len(COMBINATIONS))])
+    assert len(found) == len(COMBINATIONS) > 50 and set(found.values()) == {True}, found
+
+
 GOLDEN = [(version, name) for version, models in golden.MODELS.items() for name in models]
 
 
@@ -183,15 +218,12 @@ def test_files_of_every_format_give_the_scores_that_they_gave(version: int, name
     folder = Path(golden.__file__).parent / str(version) / name
     data, _ = golden.MODELS[version][name]
     before = np.load(folder / "scores.npy")
-    vae = pv.load(folder)
-    assert np.allclose(scores_of_4(vae, data), before, rtol=1e-5, atol=1e-5)
-    pv.save(vae, tmp_path)
+    own = golden.OWN.get((version, name), {})
+    thing = pv.load(folder, **own)
+    assert np.allclose(golden.answers(thing, data), before, rtol=1e-5, atol=1e-5)
+    pv.save(thing, tmp_path)
     assert json.loads((tmp_path / "model.json").read_text())["format_version"] == store.FORMAT_VERSION
-    assert np.array_equal(scores_of_4(pv.load(tmp_path), data), scores_of_4(vae, data))
-
-
-def scores_of_4(vae: Any, data: Any) -> np.ndarray:
-    return pv.score(vae, data, num_draws=4).values
+    assert np.array_equal(golden.answers(pv.load(tmp_path, **own), data), golden.answers(thing, data))
 
 
 def forge(folder: Path, **changes: Any) -> None:
@@ -204,19 +236,19 @@ def forge(folder: Path, **changes: Any) -> None:
 
 def test_a_newer_format_is_named(tmp_path: Path) -> None:
     pv.save(small(), tmp_path)
-    forge(tmp_path, format_version=5)
-    assert "newer format_version 5, expected at most 4; upgrade ppl_vae" in refusal(tmp_path)
+    forge(tmp_path, format_version=6)
+    assert "newer format_version 6, expected at most 5; upgrade ppl_vae" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[1, 2]", "without a format_version"),
-        ('{"format_version": 0}', "format_version 0, expected 1 to 4"),
+        ('{"format_version": 0}', "format_version 0, expected 1 to 5"),
         ('{"format_version": 1}', "got the keys"),
         ('{"format_version": 1, "format_version": 1}', "a key stands twice"),
         ("{", "not the JSON expected"),
-        ("[" * 100_000, "not the JSON expected"),
+        ("[" * 20_000, "not the JSON expected"),
     ],
 )
 def test_other_json_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -233,31 +265,44 @@ def test_nan_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_file_of_absurd_size_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "model.json").open("wb") as file:
-        file.truncate(store.MAX_MODEL_FILE + 1)
-    assert f"expected at most {store.MAX_MODEL_FILE}" in refusal(tmp_path)
+        file.truncate(store.MAX_JSON + 1)
+    assert f"expected at most {store.MAX_JSON}" in refusal(tmp_path)
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_VALUES", 20)
+    with pytest.raises(pv.OptionError, match="expected at most"):
+        pv.save(small(), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_forged_content_is_an_error_of_ours(tmp_path: Path) -> None:
     vae = small()
     pv.save(vae, tmp_path)
     right = json.loads((tmp_path / "model.json").read_text())
-    recipe, schema, weights = right["recipe"], right["schema"], right["weights"]
+    model, weights = right["model"], right["weights"]
+    recipe, schema = model["recipe"], model["schema"]
     forgeries: tuple[dict[str, Any], ...] = (
         {"extra": 1},
-        {"dtype": "float64"},
-        {"recipe": []},
-        {"recipe": {**recipe, "kind": "os.system"}},
-        {"recipe": {**recipe, "hidden": [4]}},  # other shapes than the weights
-        {"recipe": {**recipe, "hidden": [10**12]}},  # no memory is taken for it
-        {"recipe": {**recipe, "latent": "2"}},
-        {"recipe": {**recipe, "likelihood": {"class_path": "os.system"}}},
-        {"recipe": {**recipe, "unknown": 1}},
-        {"recipe": {"kind": "pca", "latent": 2}},
-        {"schema": {**schema, "unknown": 1}},
-        {"schema": {**schema, "loc": schema["loc"][1:]}},
-        {"schema": {**schema, "scale": [-1.0] * 6}},
-        {"schema": {**schema, "shape": [2, 2]}},
-        {"schema": {**schema, "names": [1, 2, 3, 4, 5, 6]}},
+        {"model": []},
+        *(
+            {"model": {**model, **changes}}
+            for changes in (
+                {"extra": 1},
+                {"parts": {}},
+                {"kind": "laplace"},
+                {"recipe": []},
+                {"recipe": {**recipe, "hidden": [4]}},  # other shapes than the weights
+                {"recipe": {**recipe, "latent": "2"}},
+                {"recipe": {**recipe, "unknown": 1}},
+                {"kind": "pca", "recipe": {"latent": 2}},
+                {"schema": {**schema, "unknown": 1}},
+                {"schema": {**schema, "loc": schema["loc"][1:]}},
+                {"schema": {**schema, "scale": [-1.0] * 6}},
+                {"schema": {**schema, "shape": [2, 2]}},
+                {"schema": {**schema, "names": [1, 2, 3, 4, 5, 6]}},
+            )
+        ),
         {"weights": {"sha256": "../" * 20, "size": 1}},
         {"weights": None},
     )
@@ -267,6 +312,76 @@ def test_forged_content_is_an_error_of_ours(tmp_path: Path) -> None:
         (tmp_path / "model.json").write_text(to_json(right))
     assert weights["size"] == weights_file(tmp_path).stat().st_size
     assert np.array_equal(scores(vae), scores(pv.load(tmp_path)))
+
+
+@pytest.mark.parametrize("name", FILES.HOSTILE)
+def test_hostile_folders_are_refused_and_no_canary_sings(name: str, tmp_path: Path) -> None:
+    folder = FILES.victim(tmp_path)
+    FILES.HOSTILE[name](folder, tmp_path / "canary")
+    with pytest.raises((pv.ModelFileError, pv.OptionError)) as caught:
+        pv.load(folder)
+    assert str(folder) in str(caught.value) and len(str(caught.value)) < 3000
+    assert not (tmp_path / "canary").exists()
+
+
+def test_the_payload_of_these_would_be_heard(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(FILES.Payload(tmp_path / "canary")))
+    assert (tmp_path / "canary").exists()
+
+
+def test_mutated_folders_are_refused_or_the_same() -> None:
+    found = FILES.mutations(200) + FILES.forged(100)
+    assert sum(found.values()) == 300 and not [name for name in found if FILES.bad(name)], found
+    assert len({name.partition(":")[0] for name in found}) > 6  # of every kind
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_killed_save_leaves_the_old_model_or_the_new() -> None:
+    found = FILES.killed(5, hidden=200)
+    assert found["first model"] + found["second model"] == 5 and not [name for name in found if FILES.bad(name)], found
+    assert found["files left after one more save"] == 2
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """A disk that is full. Python ignores SIGXFSZ, so that a write fails instead."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("which", ["weights", "model.json"])
+def test_a_full_disk_leaves_the_model_before_and_nothing_else(tmp_path: Path, which: str) -> None:
+    first, second = small(), pv.build(ROWS, latent=2, hidden=(3,), seed=1)
+    pv.save(first, tmp_path)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    if which == "model.json":
+        second = pv.PPCA(1).fit(ROWS)  # of few weights
+    size = 100 if which == "weights" else 900
+    with no_file_above(size), pytest.raises(pv.ModelFileError, match=re.escape(f"{tmp_path}: the model could not be")):
+        pv.save(second, tmp_path)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert np.array_equal(scores(first), scores(pv.load(tmp_path)))
+    pv.save(second, tmp_path)
+    assert type(pv.load(tmp_path)) is type(second)
+
+
+def test_a_folder_that_is_read_only_is_an_error_of_ours(tmp_path: Path) -> None:
+    first = small()
+    pv.save(first, tmp_path)
+    tmp_path.chmod(0o500)
+    try:
+        if os.access(tmp_path, os.W_OK):
+            pytest.skip("this user may write to every folder")
+        with pytest.raises(pv.ModelFileError, match="could not be written"):
+            pv.save(pv.build(ROWS, latent=2, hidden=(3,), seed=1), tmp_path)
+        assert len(list(tmp_path.iterdir())) == 2 and np.array_equal(scores(first), scores(pv.load(tmp_path)))
+    finally:
+        tmp_path.chmod(0o700)
 
 
 @pytest.mark.parametrize("writer", ["write_bytes", "write_text"])
@@ -309,17 +424,36 @@ def changed() -> pv.VAE:
     return vae
 
 
+class Further(pv.VAE):
+    """May hold anything."""
+
+
+def stored() -> pv.VAE:
+    """A program with a parameter of its own, which no module has."""
+    programs = [
+        lambda x: dist.Normal(x[..., :1], 1.0).to_event(1),
+        lambda: dist.Normal(torch.zeros(1), 1.0).to_event(1),
+    ]
+    scale = partial(pyro.param, "scale", lambda: torch.ones(6), constraint=constraints.positive)
+    vae = pv.VAE(programs[0], lambda z: dist.Normal(z, scale()).to_event(1), programs[1])
+    pv.score(vae, ROWS, num_draws=1)
+    return vae
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "message"),
     [
-        lambda: pv.build(ROWS, latent=2, prior=dist.Normal(torch.zeros(2), 1.0).to_event(1)),
-        lambda: pv.Autoencoder(torch.nn.Linear(6, 2), torch.nn.Linear(2, 6)),
-        lambda: pv.PCA(2),
-        changed,
+        (lambda: pv.PCA(2), "got a PCA, expected a model that"),
+        (lambda: {"weights": 1}, "got a dict, expected a model that"),
+        (lambda: Further(*[lambda: None] * 3), "got a Further, expected"),
+        (pv.VAEDetector, r"not fitted, expected .fit\(X\) first"),
+        (changed, r"changed after it was built.*save the state_dict\(\)"),
+        (stored, r"parameters \['scale'\] in Pyro's store"),
+        (lambda: pv.build(ROWS, latent=2, prior="student_t", df=torch.tensor(5.0)), r"recipe.df: got tensor\(5.\)"),
     ],
 )
-def test_a_model_that_no_recipe_makes_is_refused(tmp_path: Path, make: Callable[[], Any]) -> None:
-    with pytest.raises(pv.OptionError, match=r"save the state_dict\(\)"):
+def test_what_cannot_be_saved_is_refused(tmp_path: Path, make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(pv.OptionError, match=message):
         pv.save(make(), tmp_path / "model")
     assert not (tmp_path / "model").exists()
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro.distributions as dist
+import torch
 
 import ppl_vae as pv
 
@@ -72,18 +74,47 @@ MODELS: dict[int, dict[str, tuple[Any, Callable[[Any], Any]]]] = {
         "bernoulli": (BITS, lambda x: pv.build(x, likelihood="bernoulli", **SMALL)),
         "ppca": (X, lambda x: pv.PPCA(2).fit(x)),
     },
+    5: {
+        "mixed": (MIXED, lambda x: pv.build(x, likelihood="infer", covariates=["age"], label="class", **SMALL)),
+        "laplace": (X, lambda x: pv.last_layer_laplace(pv.build(x, **SMALL), x)),
+        "ensemble": (X, lambda x: pv.Ensemble([pv.build(x, seed=j, **SMALL) for j in (0, 1)])),
+        "calibration": (X, lambda x: pv.calibrate(pv.build(x, **SMALL), x + 0.1, level=0.1, num_draws=4)),
+        "detector": (
+            MIXED[["age", "kind"]].ffill().bfill(),
+            lambda x: pv.VAEDetector(hidden=(3,), parts=({"latent": 2},), steps=8, epochs=1, random_state=0).fit(x),
+        ),
+        "own": (FRAME, lambda x: pv.build(x, prior=narrow, likelihood={"b": dist.StudentT, "d": "laplace"}, **SMALL)),
+    },
 }
+
+
+def narrow() -> Any:
+    """A prior of the user's."""
+    return dist.Laplace(torch.zeros(2), 0.5).to_event(1)
+
+
+OWN: dict[tuple[int, str], dict[str, Any]] = {(5, "own"): {"prior": narrow, "likelihood": {"b": dist.StudentT}}}
+"""What is handed in to load a model."""
+
+
+def answers(thing: Any, data: Any) -> np.ndarray:
+    """What is asked of a saved thing, one number a row."""
+    if isinstance(thing, pv.Calibration):
+        return thing.p_values(data)
+    if isinstance(thing, pv.VAEDetector):
+        return thing.score_samples(data)
+    return pv.score(thing, data, num_draws=4).values
 
 
 def main(version: int) -> None:
     """Write the models of a format."""
     for name, (data, make) in MODELS[version].items():
         folder = Path(__file__).parent / str(version) / name
-        vae = make(data)
-        if vae.recipe["kind"] == "build":
-            pv.fit(vae, data, epochs=1, progress=False)
-        pv.save(vae, folder)
-        np.save(folder / "scores.npy", pv.score(vae, data, num_draws=4).values)
+        thing = make(data)
+        if isinstance(thing, pv.VAE) and thing.recipe["kind"] == "build":
+            pv.fit(thing, data, epochs=1, progress=False)
+        pv.save(thing, folder)
+        np.save(folder / "scores.npy", answers(thing, data))
 
 
 if __name__ == "__main__":
