@@ -1,12 +1,14 @@
-"""Tables larger than memory: how much memory scoring them takes, and whether killed workers change a byte of what is written.
+"""Tables larger than memory: what scoring them takes of it, and whether killed workers change a byte of what is written.
 
-`memory`: a table of 20 columns (18 normal ones, a count with missing cells, a text of 4 levels), in a temporary folder, as one
+    python benchmarks/scale.py [memory | chaos | engines]
+
+memory: a table of 20 columns (18 normal ones, a count with missing cells, a text of 4 levels), in a temporary folder, as one
 CSV file and as one Parquet file that is a single group of rows, the worst there is for a reader. It is scored by 8 draws a
-row in a process of its own, by the builtin `map`; MB (10^6 bytes) of the largest resident set (VmHWM) beyond what it was once
-everything was imported.
+row in a process of its own, by the builtin `map`; MB (10^6 bytes) of its largest resident set (VmHWM), beyond that after the
+import of the library, pandas and pyarrow.
 
-`chaos`: the shards of a Parquet file serially, and on a Dask cluster of two workers on this machine, of which one is killed
-(SIGKILL) at a random time, three times; bytes of all parts and of the manifest are compared. `engines`: seconds of the same.
+chaos: the shards of a Parquet file serially, and on a Dask cluster of two workers on this machine, of which one is killed
+(SIGKILL) at a random time, three times; bytes of all parts and of the manifest are compared. engines: seconds of the same.
 """
 
 import gc
@@ -171,7 +173,7 @@ def chaos(n: int, rows: int, kills: int = 3, seed: int = 0) -> dict[str, Any]:
 
 
 def engines_of(n: int, rows: int) -> dict[str, Any]:
-    """Seconds of the same shards by each engine on two cores, workers' start included, and whether the bytes are the same."""
+    """Seconds of the same shards by each engine with two workers, their start included, and whether bytes are the same."""
     from distributed import Client, LocalCluster
 
     import ppl_vae as pv

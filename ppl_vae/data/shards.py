@@ -18,7 +18,7 @@ from ppl_vae.errors import DataError, MissingFileError, PplVaeError, whole
 from ppl_vae.files import digest
 
 ENDINGS = (".parquet", ".csv", ".csv.gz")
-ROWS, CELLS = 100_000, 2**22
+ROWS, CELLS = 100_000, 2**20
 """Of a shard, at most, where nobody says."""
 BLOCK = 2**22
 """Bytes of a CSV file that are looked through at a time."""
@@ -82,7 +82,7 @@ def plan(
     Args:
         source: a file, a list of files, or a folder: all its files, those of folders in it too, in the order of their
             names; hidden ones and those that begin with "_" are passed over. Parquet or CSV (packed by gzip or not).
-        rows: of a shard, at most; None: 100,000, or fewer of a table of more than 41 columns.
+        rows: of a shard, at most; None: as many as hold a million cells, 100,000 at most.
         missing, names: as in `read_csv`.
 
     Returns: the files, and the shards.

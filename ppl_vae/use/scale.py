@@ -85,6 +85,7 @@ def score_files(
     num_draws: int = 64,
     seed: int = 0,
     per_feature: bool = False,
+    compiled: bool | str = "auto",
     rows: int | None = None,
     missing: Sequence[str] = (),
     names: Sequence[str] | None = None,
@@ -106,7 +107,10 @@ def score_files(
             before it are dropped.
         out: a folder for the parts.
         scoring, num_draws, seed, per_feature: as in `score`; a `Calibration` has its own.
-        rows: of a shard, at most, all of which are in memory; None: 100,000, fewer of more than 41 columns.
+        compiled: as in `score`; "auto": "traced", where the whole table pays for it. True is some twice as fast, once each
+            process has compiled.
+        rows: of a shard, at most, all of which are in memory; None: as many as hold a million cells,
+            100,000 at most.
         missing, names: as in `read_csv`.
         map: the engine: the builtin `map`, `ppl_vae.use.engines.processes(n)`, `ppl_vae.use.engines.dask(client)`, or any
             executor's. Each shard is scored by one thread.
@@ -131,6 +135,7 @@ def score_files(
         (3, ['row', 'score', 'mcse'])
     """
     options = {"scoring": scoring, "num_draws": whole("num_draws", num_draws), "seed": seed, "per_feature": per_feature}
+    options["compiled"] = compiled
     return _run("score", model, source, out, options, rows, missing, names, map, progress)
 
 
@@ -199,7 +204,8 @@ def _run(
         sha256 = digest_of(place)
         known = _loaded(place, sha256)
         sources, cut = shards.plan(source, rows, missing, names)
-        _check(what, known, sources, cut[0], options)
+        _check_columns(known, sources)
+        options = _tried(what, known, cut, options)
         told = {"sources": [of[1:] for of in sources], "shards": [shard[1:] for shard in cut]}
         key = cells.key({"format": FORMAT, "what": what, "model": sha256, "options": options, **told})
         files = [{"file": Path(of.path).name, "rows": of.rows, "size": of.size, "sha256": of.sha256} for of in sources]
@@ -226,8 +232,8 @@ def _run(
 # ---- before the work
 
 
-def _check(what: str, model: Any, sources: list[Source], shard: Shard, options: dict[str, Any]) -> None:
-    """Before anything is written: the columns of every file, and the options by the first row."""
+def _check_columns(model: Any, sources: list[Source]) -> None:
+    """Of every file, before the first row is read."""
     schema = schema_of(model)
     for of in sources:
         d = len(of.names)
@@ -237,8 +243,29 @@ def _check(what: str, model: Any, sources: list[Source], shard: Shard, options: 
                 schema.match(schema.named(table))
         except DataError as error:
             raise DataError(f"file {of.path}: {error}") from None
-    rows = _read(shard, model)
-    _worked(what, model, shard, rows.slice(0, 1) if hasattr(rows, "slice") else rows.iloc[:1], options)
+
+
+def _tried(what: str, model: Any, cut: list[Shard], options: dict[str, Any]) -> dict[str, Any]:
+    """The options, once the first row was read by them; here it is decided for all shards whether they go by a graph."""
+    rows = _read(cut[0], model)
+    row = rows.slice(0, 1) if hasattr(rows, "slice") else rows.iloc[:1]
+    choices = [options]
+    if options.get("compiled") == "auto":
+        n = sum(shard.rows for shard in cut)
+        graph = n * options["num_draws"] >= GRAPH_PAYS
+        choices = [options | {"compiled": choice} for choice in (("traced", False) if graph else (False,))]
+    for options in choices:
+        try:
+            _worked(what, model, cut[0], row, options)
+            break
+        except OptionError:  # of a model that has no graph, or of any other option
+            if options is choices[-1]:
+                raise
+    return options
+
+
+GRAPH_PAYS = 2**22
+"""Rows times draws from which on a graph pays, as `infer.blocks` has it for 500 blocks of 8192."""
 
 
 def _claim(job: Manifest) -> None:
@@ -287,14 +314,8 @@ def run(task: Task) -> Part:
     path, shard = Path(task.path), task.shard
     packed = _kept(path, task.key, shard.rows)
     if packed is None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # with another number matrix products round otherwise
-        try:
-            model = _loaded(*task.model)
-            table = _worked(task.what, model, shard, _read(shard, model), task.options)
-        finally:
-            torch.set_num_threads(threads)
-        packed = _packed(table, task.key)
+        model = _loaded(*task.model)
+        packed = _packed(_worked(task.what, model, shard, _read(shard, model), task.options), task.key)
         try:
             write_bytes(path, packed)
         except OSError as error:
@@ -345,11 +366,15 @@ def _read(shard: Shard, model: Any) -> Any:
 
 def _worked(what: str, model: Any, shard: Shard, rows: Any, options: dict[str, Any]) -> Any:
     """The pyarrow table of a part. Raises: DataError naming the file, and the row by its number there."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with another number matrix products round otherwise
     try:
         return WORK[what](model, shard, rows, **options)
     except DataError as error:
         text = re.sub(r"\bin row (\d+)", lambda found: f"in row {int(found[1]) + shard.first}", str(error), count=1)
         raise DataError(f"file {shard.source.path}: {text}") from None
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _scored(model: Any, shard: Shard, rows: Any, **options: Any) -> Any:
@@ -358,7 +383,7 @@ def _scored(model: Any, shard: Shard, rows: Any, **options: Any) -> Any:
     columns: dict[str, Any] = {"row": np.arange(shard.row, shard.row + len(rows), dtype=np.int64)}
     rows = rows.drop_columns(shards.indices(rows.schema)) if isinstance(rows, pa.Table) else rows
     if hasattr(model, "decide"):
-        if changed := [name for name, value in options.items() if value != SCORING[name]]:
+        if changed := [name for name, value in SCORING.items() if value != options[name]]:
             raise OptionError(f"{changed[0]}: got {options[changed[0]]!r} with a calibration, which has its own")
         found = model.decide(rows)
         columns |= {"score": found.scores, "mcse": found.mcse}
