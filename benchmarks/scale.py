@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 
 DRAWS = 8
-BYTES = 168
+BYTES = 150
 """Of a row of either file, about."""
 LEVELS = np.array(["north", "east", "south", "west"], object)
 

@@ -350,17 +350,21 @@ def _csv_rows(shard: Shard, kinds: dict[str, str]) -> Any:
         frame = parsed(dict.fromkeys(kinds, str))
     for name, kind in kinds.items():
         if kind != "text":
-            frame[name] = _numbers(frame[name])
+            frame[name] = _numbers(frame[name], kind == "truth")
     return frame
 
 
-def _numbers(texts: Any) -> Any:
+def _numbers(texts: Any, truth: bool) -> Any:
     """Numbers, by the same parser, truth values among them being 1 and 0; the texts as they are where one is neither."""
+    import pandas as pd
+
     cells = "\n".join(texts.fillna("nan").replace(TRUTH))
     try:
-        return parse_csv(io.BytesIO(cells.encode()), header=None, dtype="float64")[0].to_numpy()
+        found = parse_csv(io.BytesIO(cells.encode()), header=None, dtype="float64")[0]
     except ValueError:
         return texts
+    only = truth and found.dropna().isin([0, 1]).all()
+    return pd.array(found.map({0.0: False, 1.0: True}), "boolean") if only else found.to_numpy()
 
 
 # ---- Parquet

@@ -5,6 +5,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,6 +32,7 @@ MANIFEST = "_manifest.json"
 """Readers of a folder of Parquet files pass over names that begin with "_"."""
 MODEL = "_model"
 KEY = b"ppl_vae"
+"""In the metadata of a part: the key of its job, its first row, and its digest."""
 
 
 class Part(NamedTuple):
@@ -196,9 +198,9 @@ def _run(
     progress: bool,
 ) -> Manifest:
     """A job from its beginning, or from where it was stopped, to its manifest."""
-    with TemporaryDirectory() as temporary:
-        given = isinstance(model, str | os.PathLike)
-        place = Path(model).absolute() if given else Path(temporary)
+    given = isinstance(model, str | os.PathLike)
+    with TemporaryDirectory() as temporary, closing(shards):
+        place = Path(model if given else temporary).absolute()
         if not given:
             save(model, place)
         sha256 = digest_of(place)
@@ -213,12 +215,9 @@ def _run(
         _claim(begun)
         if not given:
             save(model, place := begun.folder / MODEL)
-    paths = [str(begun.folder / f"part-{number:05d}.parquet") for number in range(len(cut))]
-    tasks = [Task(what, (str(place), sha256), options, shard, path, key) for shard, path in zip(cut, paths)]
-    try:
+        paths = [str(begun.folder / f"part-{number:05d}.parquet") for number in range(len(cut))]
+        tasks = [Task(what, (str(place), sha256), options, shard, path, key) for shard, path in zip(cut, paths)]
         parts = list(tqdm(map(run, tasks), total=len(tasks), disable=not progress, desc=what, unit="part"))
-    finally:
-        shards.close()
     for of in sources:
         if (size := os.stat(of.path).st_size) != of.size:
             raise DataError(f"file {of.path}: got {size} bytes in the end, expected the {of.size} that it had before")
@@ -274,7 +273,7 @@ def _claim(job: Manifest) -> None:
     try:
         content = from_json(read_bytes(job.folder / MANIFEST), MANIFEST)
         old = content.get("key") if isinstance(content, dict) else None
-    except (MissingFileError, ModelFileError):
+    except (MissingFileError, ModelFileError, OSError):
         old = None
     if there and old != job.key:
         raise OptionError(
@@ -312,10 +311,11 @@ def schema_of(model: Any) -> Schema | None:
 def run(task: Task) -> Part:
     """The part of a shard: the one that is there, if it is whole and of this job, else made anew."""
     path, shard = Path(task.path), task.shard
-    packed = _kept(path, task.key, shard.rows)
+    mark = f"{task.key} {shard.row} ".encode()
+    packed = _kept(path, mark)
     if packed is None:
         model = _loaded(*task.model)
-        packed = _packed(_worked(task.what, model, shard, _read(shard, model), task.options), task.key)
+        packed = _packed(_worked(task.what, model, shard, _read(shard, model), task.options), mark)
         try:
             write_bytes(path, packed)
         except OSError as error:
@@ -323,27 +323,32 @@ def run(task: Task) -> Part:
     return Part(path.name, shard.row, shard.rows, digest(packed))
 
 
-def _kept(path: Path, key: str, rows: int) -> bytes | None:
-    """The content of a part that is whole and of this job."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _kept(path: Path, mark: bytes) -> bytes | None:
+    """The content of a part, if it is the one that is wanted and not a byte of it has changed."""
     try:
         packed = path.read_bytes()
-        with pq.ParquetFile(pa.BufferReader(packed), page_checksum_verification=True) as file:
-            table = file.read(use_threads=False)
-        return packed if len(table) == rows and table.schema.metadata[KEY] == key.encode() else None
-    except Exception:  # a damaged file can fail in any way
+    except OSError:
         return None
+    return packed if mark in packed and _sealed(packed, mark) == packed else None
 
 
-def _packed(table: Any, key: str) -> bytes:
+def _packed(table: Any, mark: bytes) -> bytes:
+    """A Parquet file that says in its own metadata what it is and which bytes it is made of."""
     import pyarrow.parquet as pq
 
     sink = io.BytesIO()
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: key})
-    pq.write_table(table, sink, write_page_checksum=True)
-    return sink.getvalue()
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), KEY: mark + BLANK}), sink)
+    return _sealed(sink.getvalue(), mark)
+
+
+def _sealed(packed: bytes, mark: bytes) -> bytes:
+    """The file with the SHA-256 of all its other bytes after its mark."""
+    place = packed.rindex(mark) + len(mark)
+    before, after = packed[:place], packed[place + len(BLANK) :]
+    return before + digest(before + BLANK + after).encode() + after
+
+
+BLANK = b"0" * 64
 
 
 _models: dict[str, Any] = {}
