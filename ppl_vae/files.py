@@ -1,14 +1,22 @@
-"""Files: whole or not at all. Knows no model."""
+"""Files: whole or not at all; names and numbers as JSON, tensors as safetensors. Knows no model."""
 
 import hashlib
 import json
 import os
+import re
 import tempfile
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppl_vae.errors import MissingFileError, ModelFileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_JSON = 64 * 2**20
+"""Bytes of a JSON file, at most."""
 
 
 def write_bytes(path: str | PathLike, content: bytes) -> None:
@@ -69,3 +77,53 @@ def from_json(text: bytes, name: str) -> Any:
         return json.loads(text, object_pairs_hook=pairs)
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{name}: not the JSON expected: {error}") from error
+
+
+def write_pair(folder: str | PathLike, name: str, content: Mapping[str, Any], tensors: Mapping[str, "Tensor"]) -> None:
+    """Write names and numbers to `<name>.json`, tensors to `<name>-<their digest>.safetensors`; an older pair goes.
+
+    A crash leaves the pair before or this one: the JSON file, which is replaced last, says which tensors are its own.
+
+    Raises: ModelFileError where the folder cannot be written.
+    """
+    import safetensors.torch
+
+    folder = Path(folder)
+    packed = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    whole = {**content, "tensors": {"sha256": digest(packed), "size": len(packed)}}
+    own = _tensors_file(name, whole["tensors"]["sha256"])
+    try:
+        write_bytes(folder / own, packed)
+        write_text(folder / f"{name}.json", to_json({**whole, "sha256": digest(to_json(whole).encode())}))
+        for stale in folder.iterdir():
+            if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{16}}\.safetensors", stale.name) and stale.name != own:
+                stale.unlink()
+    except OSError as error:
+        raise ModelFileError(f"{folder}: the {name} could not be written: {error}") from error
+
+
+def read_pair(folder: str | PathLike, name: str) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
+    """What `write_pair` wrote.
+
+    Raises: MissingFileError where there is none; ModelFileError for one that is not as it was written.
+    """
+    import safetensors.torch
+
+    file = Path(folder) / f"{name}.json"
+    if file.exists() and file.stat().st_size > MAX_JSON:
+        raise ModelFileError(f"{file}: got {file.stat().st_size} bytes, expected at most {MAX_JSON}")
+    content = from_json(read_bytes(file), str(file))
+    rest = {key: value for key, value in content.items() if key != "sha256"} if isinstance(content, dict) else {}
+    if not rest or digest(to_json(rest).encode()) != content.get("sha256"):
+        raise ModelFileError(f"{file}: got content that is not what was written, expected it unchanged")
+    own = rest.pop("tensors")
+    tensors = Path(folder) / _tensors_file(name, own["sha256"])
+    packed = read_bytes(tensors)
+    if len(packed) != own["size"] or digest(packed) != own["sha256"]:
+        raise ModelFileError(f"{tensors}: got content that is not what was written, expected it unchanged")
+    # own, aligned memory: kernels are chosen by it
+    return rest, {key: value.clone() for key, value in safetensors.torch.load(packed).items()}
+
+
+def _tensors_file(name: str, sha256: str) -> str:
+    return f"{name}-{sha256[:16]}.safetensors"

@@ -70,6 +70,9 @@ class FitOptions:
         precision: float32 | bf16: of the products of nets, in training.
         seed: of the split, the order of the rows and all noise.
         progress: show a progress bar.
+        checkpoint: a folder to keep the fit's state in, and to go on from.
+        checkpoint_seconds: how often.
+        checkpoint_steps: how often, in steps.
     """
 
     objective: str = "elbo"
@@ -89,3 +92,6 @@ class FitOptions:
     precision: str = "float32"
     seed: int = 0
     progress: bool = True
+    checkpoint: str | None = None
+    checkpoint_seconds: float = 60.0
+    checkpoint_steps: int | None = None

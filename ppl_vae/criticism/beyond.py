@@ -20,8 +20,8 @@ from ppl_vae.infer.scope import reading
 
 Found = tuple[np.ndarray, np.ndarray]
 """Values (n,), higher = more normal, and their Monte Carlo standard errors; NaN where these are not known."""
-Likelihood = Callable[[Any, Any, str], Found]
-"""A score by name of a model and rows, with the caller's draws and seed."""
+Likelihood = Callable[..., Found]
+"""A score by name of a model and rows, with the caller's draws and seed; a further number gives noise of its own."""
 HELD = 1024
 """Rows whose draws are held at a time."""
 STATES = ("elbo", "kl_to_prior", "reconstruction_error")
@@ -62,7 +62,7 @@ def likelihood_ratio(
         raise OptionError(
             "background: got a model of other columns or scales for encoded rows, expected one of the same"
         )
-    (value, error), (other, its) = likelihood(vae, data, "iwae"), likelihood(background, data, "iwae")
+    (value, error), (other, its) = likelihood(vae, data, "iwae"), likelihood(background, data, "iwae", 1)
     return value - other, np.hypot(error, its)
 
 
@@ -70,10 +70,13 @@ def typicality(vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed
     """-|log p(x) - mean over normal rows of log p|: neither improbable nor too probable (Nalisnick et al. 2019, eq. 4).
 
     Args:
-        normal: rows that say what is normal, best ones that the model was not fitted to.
+        normal: rows that say what is normal, best ones that the model was not fitted to, and none that calibrate it.
     """
     value, error = likelihood(vae, data, "iwae")
-    return -np.abs(value - likelihood(vae, normal, "iwae")[0].mean()), error
+    usual = likelihood(vae, normal, "iwae")[0].mean()
+    if not np.isfinite(usual):
+        raise OptionError("normal: got rows that the model finds impossible, expected finite scores")
+    return -np.abs(value - usual), error
 
 
 def density_of_states(
@@ -91,7 +94,8 @@ def density_of_states(
     of normals (Bishop 2006, eq. 9.7): a row may be too probable, or as probable as others in another way.
 
     Args:
-        normal: rows that say what is normal, best ones that the model was not fitted to; several hundred.
+        normal: rows that say what is normal, best ones that the model was not fitted to, and none that calibrate it; several
+            hundred.
         of: names of scores, which are the statistics.
         components: of the mixture of normals that is fitted to them, whitened.
     """
@@ -114,10 +118,10 @@ def density_of_states(
 def waic(vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed: int) -> Found:
     """Mean less variance of log p_m(x) over the members of an ensemble (Choi et al. 2018, eq. 1).
 
-    The Monte Carlo variance of the members' estimates is taken off that over members.
+    The Monte Carlo variance of the members' estimates is taken off that over members, both without bias.
     """
     value, error = _of_members(vae, data, likelihood, "waic")
-    return value.mean(0) - (value.var(0) - (error**2).mean(0)), np.full(value.shape[1], np.nan)
+    return value.mean(0) - (value.var(0, ddof=1) - (error**2).mean(0)), np.full(value.shape[1], np.nan)
 
 
 def disagreement(vae: Any, data: Any, likelihood: Likelihood, num_draws: int, seed: int) -> Found:
@@ -135,7 +139,7 @@ def aggregate_posterior(
     """E_q[log (1/N) sum_i q(z|x_i)]: how close z is to that of normal rows (Tomczak & Welling 2018, eq. 9).
 
     Args:
-        normal: N rows; of more than `ROWS`, some.
+        normal: N rows, none of those that calibrate it; of more than `ROWS`, some.
     """
     _expect_one(vae, "aggregate_posterior")
     if facts(vae, batch_of(vae, data)).shared:
@@ -216,12 +220,13 @@ def beyond(
     known_facts = facts(vae, batch_of(vae, data))
     if known_facts.point or not known_facts.proper:
         raise OptionError(f"scoring: got {name!r} for a point posterior or an improper prior, where no bound holds")
-    values, errors = call(vae, data, likelihood, num_draws, seed % 2**32, **options)
+    with np.errstate(invalid="ignore"):  # differences of what is impossible
+        values, errors = call(vae, data, likelihood, num_draws, seed % 2**32, **options)
     return without_nan(values), errors
 
 
 def without_nan(scores: np.ndarray) -> np.ndarray:
-    """A score that is no number is of a row that no draw finds possible."""
+    """A score that is no number is of a row that no draw finds possible, or beyond what floats hold: the lowest."""
     return np.where(np.isnan(scores), -np.inf, scores)
 
 
@@ -238,8 +243,8 @@ def _expect_one(vae: Any, name: str) -> None:
 
 
 def _of_members(vae: Any, data: Any, likelihood: Likelihood, name: str) -> Found:
-    """log p_m(x) and their errors, (M, n) each."""
+    """log p_m(x) and their errors, (M, n) each, with noise of their own."""
     if not isinstance(vae, Ensemble) or len(vae.members) < 2:
         raise OptionError(f"scoring: got {name!r} for a {type(vae).__name__}, expected an Ensemble of two or more")
-    values, errors = zip(*(likelihood(member, data, "iwae") for member in vae.members))
+    values, errors = zip(*(likelihood(member, data, "iwae", m) for m, member in enumerate(vae.members)))
     return np.stack(values), np.stack(errors)

@@ -1,7 +1,7 @@
 """From scores to decisions with an error rate: rows are judged against rows that are known to be normal."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,13 @@ from ppl_vae.data.schema import Batch
 from ppl_vae.data.tables import rows_at
 from ppl_vae.errors import OptionError, choose, number, whole
 from ppl_vae.infer.draws import batch_of
+from ppl_vae.infer.noise import row_keys
 from ppl_vae.infer.training import fit
 
 log = logging.getLogger(__name__)
 
-LEVEL, DELTA = 0.05, 0.1
+LEVEL, DELTA, FOLDS = 0.05, 0.1, 5
+SCORING, NUM_DRAWS = "reconstruction_probability", 64
 FEWEST = 99
 """Rows of one pattern of holes that are enough to judge others of the same."""
 MOST = 2000
@@ -37,10 +39,11 @@ class Decisions:
     Attributes:
         anomalous: (m,) of bool, p <= level.
         unsure: (m,) of bool: two Monte Carlo standard errors of the score more or less would turn the decision; to tell,
-            calibrate and judge with more draws. False where the error is not known.
+            calibrate and judge with more draws. Of fewer than some 30 draws the errors are too small to be trusted. False
+            where the error is not known.
         p_values: (m,).
         scores: (m,), higher = more normal; of folds their mean.
-        mcse: (m,) of the scores.
+        mcse: (m,) of the scores; of folds the mean of theirs.
         against: (m,) of text, what each row was compared to: "same", calibration rows with the same cells; "hidden",
             calibration rows with the other cells hidden; "simulated", rows by the model, which promise nothing.
     """
@@ -53,7 +56,8 @@ class Decisions:
     against: np.ndarray
 
     def __repr__(self) -> str:
-        return f"Decisions({self.anomalous.sum()} of {len(self.anomalous)} anomalous, {self.unsure.sum()} unsure)"
+        unsure = "unknown how many" if np.isnan(self.mcse).all() else self.unsure.sum()
+        return f"Decisions({self.anomalous.sum()} of {len(self.anomalous)} anomalous, {unsure} unsure)"
 
 
 class Fold:
@@ -106,10 +110,10 @@ class Fold:
         if same.sum() >= FEWEST or same.all():
             return self.scores[same], "same"
         covers = np.flatnonzero(np.all(self.patterns >= pattern, 1)[self.which])[:MOST]
-        rows = self.hidden(covers, pattern) if len(covers) else hidden(self._simulated(), pattern)
+        rows = self.hidden(covers, pattern) if len(covers) else hidden(self._simulated(pattern), pattern)
         return self.judged(rows)[0], "hidden" if len(covers) else "simulated"
 
-    def _simulated(self) -> Batch:
+    def _simulated(self, pattern: np.ndarray) -> Batch:
         if self.batch.c is not None or self.batch.group is not None or self.batch.label is not None:
             raise OptionError(
                 "data: got rows with cells that no calibration row has, and a model with covariates, groups or labels; "
@@ -138,9 +142,12 @@ class DetectorFold(Fold):
             return self.batch.iloc[places].where(pattern[None].repeat(len(places), 0))
         return np.where(pattern, self.batch[places].astype(float), np.nan)
 
-    def _simulated(self) -> Batch:
+    def _simulated(self, pattern: np.ndarray) -> Batch:
+        columns = getattr(self.batch, "columns", [f"x{j}" for j in range(len(pattern))])
+        there = ", ".join(map(repr, np.asarray(columns)[pattern][:10].tolist()))
         raise OptionError(
-            "data: got rows with cells that no calibration row has, expected calibration rows with these cells"
+            f"data: got rows with cells that no calibration row has, all of {there}; expected calibration rows with these "
+            "cells, as a detector does not simulate them"
         )
 
 
@@ -202,8 +209,9 @@ class Calibration:
         if len(self.folds) == 1:
             return RULES[self.rule].text
         return (
-            "of normal rows to come, at most twice the level is flagged on average, in practice about the level "
-            "(cross-conformal: Vovk 2015; Vovk & Wang 2020, of means of p-values); nothing is proven of `select`"
+            "of normal rows to come, at most twice the level is flagged on average, in practice less than the level, and "
+            "far less where a fold has few rows (cross-conformal: Vovk 2015; Vovk & Wang 2020, of means of p-values); "
+            "nothing is proven of `select`"
         )
 
     @property
@@ -215,9 +223,11 @@ class Calibration:
         """
         if len(self.folds) > 1:
             raise OptionError("threshold: got several folds, whose scores have no common one; expected p_values")
-        fold = self.folds[0]
-        usual = fold.patterns[np.bincount(fold.which).argmax()]
-        return threshold(self.rule, fold.reference(usual)[0], self.level, self.delta)
+        return threshold(self.rule, self._usual()[0], self.level, self.delta)
+
+    def _usual(self) -> list[np.ndarray]:
+        """Of each fold, what rows with the cells that most calibration rows have are compared to."""
+        return [fold.reference(fold.patterns[np.bincount(fold.which).argmax()])[0] for fold in self.folds]
 
     def at(self, level: float, rule: str | None = None, delta: float | None = None) -> "Calibration":
         """The same calibration rows at another level, or by another rule: nothing is fitted again."""
@@ -242,6 +252,11 @@ class Calibration:
             against[rows] = max(kinds, key=("same", "hidden", "simulated").index)
             if "simulated" in kinds:
                 log.warning("%d rows have cells that no calibration row has: no level is promised of these", rows.sum())
+            if self._least(references) > self.level:
+                log.warning(
+                    "%d rows have cells that only %d calibration rows have, too few for level %g: none of them is flagged",
+                    rows.sum(), sum(map(len, references)), self.level,
+                )  # fmt: skip
             shifted = [np.concatenate([v[rows] + s * e[rows] for s in SHIFTS]) for v, e in zip(values, errors)]
             found_p = p_values(
                 self.rule, list(references), shifted, self.delta
@@ -249,6 +264,10 @@ class Calibration:
             p[rows], low[rows], high[rows] = np.split(found_p, len(SHIFTS))
         unsure = (low <= self.level) != (high <= self.level)
         return Decisions(p <= self.level, unsure, p, np.mean(values, 0), np.mean(unknown, 0), against)
+
+    def _least(self, references: Sequence[np.ndarray]) -> float:
+        """The p-value of a score below all of these."""
+        return float(p_values(self.rule, list(references), [np.array([-np.inf])] * len(references), self.delta)[0])
 
     def p_values(self, data: Any) -> np.ndarray:
         """(m,): how probable so low a score is of a normal row."""
@@ -263,7 +282,8 @@ class Calibration:
 
         P-values against the same calibration rows depend on each other positively, which does no harm where rows are
         independent and scores continuous (Bates et al. 2023, theorem 2). It is proven of rows with the same cells and
-        without folds. By the rule "simultaneous" it holds with probability 1 - delta over calibration rows.
+        without folds. By the rule "simultaneous" it holds with probability 1 - delta over calibration rows. One row of m is
+        picked from m / fdr calibration rows on: with n of these no p-value is below 1 / (n + 1).
 
         Raises: OptionError for the rules "conditional", of one level alone, and "tail"; as `score`.
         """
@@ -272,7 +292,7 @@ class Calibration:
         fdr = _share("fdr", fdr)
         if self.rule in ("conditional", "tail"):
             raise OptionError(f"select: got the rule {self.rule!r}, expected 'conformal' or 'simultaneous'")
-        return false_discovery_control(self.p_values(data), method="bh") <= fdr
+        return false_discovery_control(self.p_values(data), method="bh") <= fdr * (1 + 1e-9)  # of ties
 
 
 def calibrate(
@@ -282,10 +302,10 @@ def calibrate(
     level: float = LEVEL,
     rule: str = "conformal",
     labels: Any = None,
-    folds: int = 5,
+    folds: int = FOLDS,
     delta: float = DELTA,
-    scoring: str = "reconstruction_probability",
-    num_draws: int = 64,
+    scoring: str | tuple[str, dict[str, Any]] = SCORING,
+    num_draws: int = NUM_DRAWS,
     seed: int = 0,
 ) -> Calibration:
     """Calibrate decisions on normal rows, so that of normal rows to come a chosen share is flagged, at most.
@@ -297,18 +317,21 @@ def calibrate(
             should not tell one row from another. Or a fitted detector with `score_samples`, as `VAEDetector`.
         data: n normal rows, or with `labels` those that are not marked. Anomalies among them make flags rarer if they score
             low, and more frequent if they score high.
-        level: the share of normal rows that may be flagged (false-positive rate); below 1 / (n + 1) none is, but by "tail".
+        level: the share of normal rows that may be flagged (false-positive rate); below 1 / (n + 1), of n rows that a row is
+            compared to, in folds those of one fold, none is, but by "tail".
         rule: "conformal" holds on average over calibration rows; "conditional" for all but a share delta of calibrations;
             "simultaneous" the same at all levels; "tail" goes below 1 / (n + 1), asymptotically. `RULES` says more.
         labels: (n,), 0 for normal rows, 1 for anomalous ones, which are left out.
         folds: of a `Candidate`.
         delta: how often "conditional" and "simultaneous" may fail.
-        scoring, num_draws, seed: as in `score`; of these rows and of all that are judged. A detector has its own.
+        scoring, num_draws, seed: as in `score`; of these rows and of all that are judged. A detector has its own. What a
+            scoring is told to be normal, as in ("typicality", {"normal": rows}), has to be other rows than these.
 
     Returns: `Calibration`. A row with holes is compared to rows with the same holes, and what is promised holds for each
         pattern of holes apart; where these rows are fewer than 99, to rows whose other cells are hidden, which is right if
-        what is missing does not depend on the values; where no row has all of its cells, to rows that the model simulates,
-        which promises nothing. `Decisions.against` tells.
+        what is missing does not depend on the values, and takes their scores for each such pattern; where no row has all of
+        its cells, to rows that the model simulates, which promises nothing, and which a detector cannot. `Decisions.against`
+        tells.
 
     Raises: OptionError, DataError.
 
@@ -326,16 +349,35 @@ def calibrate(
     if isinstance(vae, Candidate):
         folds = whole("folds", folds, 2)
         _check_rule(rule, folds)
-        return Calibration(tuple(_folds(vae, data, labels, folds, options)), level, rule, delta)
+        return _told(Calibration(tuple(_folds(vae, data, labels, folds, options)), level, rule, delta))
     _check_rule(rule, 1)
+    if folds != FOLDS:
+        raise OptionError(f"folds: got {folds!r} for a fitted model, expected a Candidate, to be fitted in folds")
+    if isinstance(vae, type) or not (callable(getattr(vae, "batch", None)) or hasattr(vae, "score_samples")):
+        got = f"the class {vae.__name__}" if isinstance(vae, type) else f"a {type(vae).__name__}"
+        raise OptionError(f"vae: got {got}, expected a model, a Candidate or a fitted detector with score_samples")
     if hasattr(vae, "score_samples"):
+        if options != {"scoring": SCORING, "num_draws": NUM_DRAWS, "seed": 0}:
+            raise OptionError(f"vae: got a {type(vae).__name__} with {options}, expected its own scores as they are")
         rows = data if labels is None else rows_at(data, _normal(labels, len(data)).numpy())
         return _told(
             Calibration((DetectorFold(vae, rows, options | {"scoring": type(vae).__name__}),), level, rule, delta)
         )
     batch = batch_of(vae, data)
+    _expect_other_rows(vae, batch, scoring)
     fold = Fold(vae, batch if labels is None else batch.rows(_normal(labels, len(batch.x))), options)
     return _told(Calibration((fold,), level, rule, delta))
+
+
+def _expect_other_rows(vae: Any, batch: Batch, scoring: Any) -> None:
+    """Say it where calibration rows are those that a score was fitted to: rows to come are not like these then."""
+    if isinstance(scoring, tuple) and len(scoring) == 2 and "normal" in dict(scoring[1]):
+        known = row_keys(batch_of(vae, scoring[1]["normal"]).x, 0)
+        share = torch.isin(row_keys(batch.x, 0), known).float().mean()
+        if share > 0.5:
+            log.warning(
+                "%.0f %% of the calibration rows are among 'normal': more of rows to come is flagged", 100 * share
+            )
 
 
 def _told(calibration: Calibration) -> Calibration:
@@ -343,10 +385,14 @@ def _told(calibration: Calibration) -> Calibration:
 
     Raises: OptionError for a tail.
     """
-    if len(calibration.folds) == 1 and calibration.threshold == -np.inf:
+    usual = calibration._usual()
+    if calibration.rule == "tail":
+        threshold("tail", usual[0], calibration.level, calibration.delta)
+    elif calibration._least(usual) > calibration.level:
         log.warning(
-            "%d calibration rows are too few for level %g: no row is flagged", calibration.rows, calibration.level
-        )
+            "%d calibration rows with the most frequent cells are too few for level %g: no row like them is flagged",
+            sum(map(len, usual)), calibration.level,
+        )  # fmt: skip
     return calibration
 
 
@@ -382,9 +428,13 @@ def _normal(labels: Any, n: int) -> torch.Tensor:
 
 
 def _share(name: str, value: Any) -> float:
-    if not number(name, value) < 1:
-        raise OptionError(f"{name}: got {value!r}, expected a share in (0, 1)")
-    return float(value)
+    try:
+        got = number(name, value)
+    except OptionError:
+        got = 1.0
+    if got >= 1:
+        raise OptionError(f"{name}: got {value!r:.100}, expected a share in (0, 1)")
+    return got
 
 
 def _check_rule(rule: Any, folds: int) -> None:

@@ -63,7 +63,8 @@ RULES: dict[str, Rule] = {
     "tail": Rule(
         marginal,
         "as 'conformal' down to 1 / (n + 1); below, asymptotic: a generalised Pareto law of the lowest scores, exponential "
-        "where its fit would end, which holds in the limit of ever lower ones (Siffer et al. 2017)",
+        "where its fit would end, which holds in the limit of ever lower ones (Siffer et al. 2017); far below 1 / (n + 1) "
+        "the rate may be several times the level under heavy tails, and a fraction of it under light ones",
     ),
 }
 """Kinds of p-values, of normal rows to come that are exchangeable with the calibration rows."""

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.criticism.beyond import without_nan
 from ppl_vae.criticism.imputation import own
 from ppl_vae.criticism.scores import score
 from ppl_vae.data.columns import TYPES
 from ppl_vae.data.fill import filled
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import OptionError, whole
+from ppl_vae.errors import OptionError, number, whole
 from ppl_vae.infer.draws import Draws, batch_of, each_block, facts, jacobians, likelihood_mean, log_prob_per_feature
 
 CELLS = 2**22
@@ -32,7 +33,8 @@ class Explanation:
         parts: (n, d), sum_s w_s log p(x_d|z_s), w_s in proportion to p(x|z_s); 0 for a hole.
         remainder: (n,), -KL(w || 1/S), from -log S to 0: scores are parts summed and the remainder.
         gain: (n, d), how much the score would rise if that cell were what the others ask for: large for the columns that
-            make a row anomalous, and comparable between columns; -inf for a hole.
+            make a row anomalous, and comparable between columns; inf where it makes an impossible row possible, -inf for
+            a hole, and where the row is impossible with it and without.
         instead: (n, d), what the others ask for, in encoded units: see `repaired`.
         names: the d columns.
         vae, data: what was explained.
@@ -53,12 +55,14 @@ class Explanation:
     def columns(self, row: int, most: int = 3) -> list[tuple[str, float]]:
         """The columns of a row, by its place, whose repair gains most, each with its gain in nats, the largest first.
 
+        Without those whose repair leaves the row as impossible as it was: none, where more than one cell makes it so.
+
         Raises: OptionError for a place that there is not.
         """
         if whole("row", row, 0) >= len(self.scores):
             raise OptionError(f"row: got {row!r}, expected a place from 0 to {len(self.scores) - 1}")
         order = np.argsort(-self.gain[row], kind="stable")[: whole("most", most)]
-        return [(self.names[j], float(self.gain[row, j])) for j in order]
+        return [(self.names[j], float(self.gain[row, j])) for j in order if self.gain[row, j] > -np.inf]
 
     def repaired(self, least: float = 3.0) -> Any:
         """The rows with their worst cell as the others ask for, where that gains enough; of the data's own type, else as it
@@ -67,7 +71,7 @@ class Explanation:
         Args:
             least: gain in nats from which on a cell is replaced; 3 is a factor of 20.
         """
-        worst, schema, cells = self.gain.argmax(1), self.vae.schema, {}
+        least, worst, schema, cells = number("least", least), self.gain.argmax(1), self.vae.schema, {}
         for j in np.unique(worst):
             rows = np.flatnonzero((worst == j) & (self.gain[:, j] >= least))
             values = self.instead[rows, j]
@@ -116,6 +120,7 @@ def explain(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Explanat
     draws = 1 if known.point and not known.shared else whole("num_draws", num_draws)
     found = each_block(vae, batch, draws, seed, _weighted, log_prob_per_feature, False)
     scores, parts, remainder = (torch.cat(column).numpy(force=True) for column in zip(*found))
+    scores = without_nan(scores)
     seen = np.ones((n, d), bool) if batch.mask is None else batch.mask.numpy(force=True)
     parts = parts + np.where(seen, np.array(jacobians(vae, batch)), 0.0)
     gain, instead = np.full((n, d), -np.inf), batch.x.numpy(force=True).copy()
@@ -140,7 +145,8 @@ def _weighted(block: Draws) -> tuple[Tensor, Tensor, Tensor]:
     log_weight = block.log_lik.clamp(min=LEAST).log_softmax(0)
     weight, log_draws = log_weight.exp(), np.log(len(log_weight))
     remainder = -(weight * log_weight).sum(0) - log_draws
-    return block.log_lik.logsumexp(0) - log_draws, (weight[..., None] * block.observed).sum(0), remainder
+    parts = torch.where(weight[..., None] > 0, weight[..., None] * block.observed, 0.0).sum(0)  # not 0 * -inf
+    return block.log_lik.logsumexp(0) - log_draws, parts, remainder
 
 
 def _replaced(vae: Any, batch: Batch, which: Tensor, draws: int, seed: int) -> Batch:

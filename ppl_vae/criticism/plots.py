@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
+from ppl_vae.criticism.explanation import Explanation
 from ppl_vae.criticism.imputation import own
 from ppl_vae.criticism.latent import ACTIVE
 from ppl_vae.criticism.predictive import decode, encode, generate, manifold, reconstruct
@@ -420,7 +421,8 @@ def explained(found: Any, n: int = 5) -> "Figure":
     """What repairing each cell of the first n explained rows would gain.
 
     Images: the rows, and over them in colour the pixels whose repair gains most, as strong as the gain. Tables: bars of the
-    ten columns that gain most, in nats, with the value and what the other columns ask for.
+    ten columns that gain most, in nats, with the value and what the other columns ask for; hatched, with no length of their
+    own, where the repair makes an impossible row possible.
 
     Args:
         found: of `explain`.
@@ -430,6 +432,8 @@ def explained(found: Any, n: int = 5) -> "Figure":
 
     Raises: OptionError.
     """
+    if not isinstance(found, Explanation):
+        raise OptionError(f"found: got a {type(found).__name__}, expected the Explanation that `explain` gives")
     n = min(whole("n", n), len(found.scores))
     return (_overlays if _is_image(found.vae) else _bars)(found, n)
 
@@ -585,15 +589,20 @@ def _bars(found: Any, n: int) -> "Figure":
     encoded = batch_of(found.vae, found.data).x[:n].numpy(force=True)
     for i, axes in enumerate(figure.subplots(n, 1, squeeze=False).ravel()):
         order = np.argsort(-found.gain[i], kind="stable")[:BARS]
-        order = order[np.isfinite(found.gain[i, order])]
-        axes.barh(range(len(order)), found.gain[i, order], color=BLUE)
+        order = order[found.gain[i, order] > -np.inf]
+        gain = found.gain[i, order]
+        most = gain[np.isfinite(gain)].max(initial=1.0)
+        bars = axes.barh(range(len(order)), np.minimum(gain, 1.2 * most), color=BLUE)
+        for bar, value in zip(bars, gain):  # an impossible row that is possible again
+            bar.set_hatch("//" if np.isinf(value) else None)
         labels = [
             f"{found.names[j]} = {_short(found.vae, j, encoded[i, j])} ({_short(found.vae, j, found.instead[i, j])})"
             for j in order
         ]
         axes.set_yticks(range(len(order)), labels, fontsize="small")
         axes.invert_yaxis()
-        axes.set_title(f"row {i}, score {found.scores[i]:.3g}", fontsize="small", loc="left")
+        none = "" if len(order) else ": no repair of one cell makes it possible"
+        axes.set_title(f"row {i}, score {found.scores[i]:.3g}{none}", fontsize="small", loc="left")
         _open(axes)
     axes.set_xlabel("gain of the repair (nats)")
     return figure

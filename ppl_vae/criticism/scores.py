@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.criticism.beyond import BEYOND, beyond
+from ppl_vae.criticism.beyond import BEYOND, beyond, without_nan
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import DataError, OptionError, choose, number, whole
 from ppl_vae.infer.blocks import reader
@@ -54,7 +54,12 @@ class Scores:
         """
         if number("contamination", contamination) > 0.5:
             raise OptionError(f"contamination: got {contamination!r}, expected a share in (0, 0.5]")
-        return float(np.quantile(self.values, contamination))
+        return quantile(self.values, contamination)
+
+
+def quantile(values: np.ndarray, share: float) -> float:
+    """The value that a share lies below; between -inf and a number there is none in between, but the number."""
+    return float(np.quantile(values, share, method="linear" if np.isfinite(values).all() else "higher"))
 
 
 def mean(log_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,8 +214,8 @@ def score(
         if per_feature or draws is not None:
             raise OptionError(f"scoring: got {scoring!r} with per_feature or draws, which it has no use for")
 
-        def likelihood(model: Any, rows: Any, of: str) -> tuple[np.ndarray, np.ndarray]:
-            found = score(model, rows, of, num_draws, seed, compiled=compiled)
+        def likelihood(model: Any, rows: Any, of: str, apart: int = 0) -> tuple[np.ndarray, np.ndarray]:
+            found = score(model, rows, of, num_draws, seed + apart, compiled=compiled)
             return found.values, found.mcse
 
         return Scores(*beyond(vae, data, scoring, options, likelihood, whole("num_draws", num_draws), seed), scoring)
@@ -245,7 +250,7 @@ def score(
         num_draws = 1 if certain else whole("num_draws", num_draws)
         figures = reader(vae, pieces.first, pieces.rows, num_draws, seed, read, observe, compiled)
         values, errors, *features = _in_order(pieces, lambda batch: _in_own_units(vae, how, batch, figures(batch)))
-    return Scores(values, np.zeros_like(values) if certain else errors, scoring, *features)
+    return Scores(without_nan(values), np.zeros_like(values) if certain else errors, scoring, *features)
 
 
 def _in_order(pieces: Pieces, figures: Callable[[Batch], Iterable[list[np.ndarray]]]) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ TorchInductor compiles what `traced.py` wrote down, with the optimiser's update,
 
 import logging
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -64,6 +65,7 @@ class CompiledStep(TracedStep):
     def __init__(self, eager: Any, size: int, like: "CompiledStep | None" = None) -> None:
         self.update, self.kept = UPDATES[eager.one.name]
         super().__init__(eager, size, like)
+        self._take_over()
 
     def function(self) -> Flat:
         """What there is a graph of."""
@@ -93,14 +95,15 @@ class CompiledStep(TracedStep):
         self.prepare = graphs.of_noise(self.prepare, self.draw(*inputs))
         self.draw = graphs.exactly(self.draw, inputs)
 
-    def epoch(self, plan: Any, history: History) -> None:
-        """A step on each batch of a `Plan`; errors show the history so far."""
+    def each(self, plan: Any, history: History) -> Iterator[None]:
+        """A step on each batch of a `Plan`, with pauses; errors show the history so far."""
         for batches, factors, kl_weights in self.portions(plan):
             data, own = self.given(batches, factors, kl_weights)
             good, sums = self._run(self.inputs.state, data, own, len(batches))
             self.went(batches[:good], sums.tolist())
             if good < len(batches):
                 self.refuse(data, own, batches[good], good, kl_weights[good], history)
+            yield
 
     def _run(self, state: list[Tensor], data: Batch, own: OfStep, n: int) -> tuple[int, Tensor]:
         """So many steps from a state, which they change: how many were good, and their sums."""
@@ -108,11 +111,22 @@ class CompiledStep(TracedStep):
         good, sums = self.run(count, *state, *self.inputs.read(data), *self.constants, *own.flat)
         return int(good), sums
 
-    def _hand_over(self) -> None:
+    def optimizers(self) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """As torch keeps it."""
         tensors, t = named_tensors(self.vae), torch.tensor(float(self.taken))
         for name, state in zip(self.inputs.parameters, self.inputs.states):
             if name in tensors and state:
-                self.one.known[tensors[name]] = {"step": t.clone(), **dict(zip(self.kept, state))}
+                yield tensors[name], {"step": t.clone(), **dict(zip(self.kept, state))}
+
+    def _take_over(self) -> None:
+        tensors = named_tensors(self.vae)
+        for name, state in zip(self.inputs.parameters, self.inputs.states):
+            if known := self.one.known.get(tensors[name]):
+                self.taken = int(known["step"])
+                torch._foreach_copy_(state, [known[what] for what in self.kept])
+
+    def _hand_over(self) -> None:
+        self.one.known.update(self.optimizers())
 
     def _check(self, numbers: Tensor) -> None:
         state = [value.clone() for value in self.inputs.state]

@@ -141,3 +141,14 @@ def shared(trace: Any) -> Tensor:
     """The log density of the sites that all rows share, (); with a plate of draws, of all of them."""
     sites = (s for s in trace.nodes.values() if s["type"] == "sample" and not is_local(s))
     return sum((s["log_prob_sum"] for s in sites), start=torch.zeros(()))
+
+
+def state_of(elbo: Any) -> dict[str, Tensor]:
+    """What an objective keeps from step to step, beside what is in Pyro's parameter store."""
+    return elbo.state() if hasattr(elbo, "state") else {}
+
+
+def restore(elbo: Any, state: dict[str, Tensor]) -> None:
+    """Give that back to a fresh one."""
+    if state:
+        elbo.restore(state)

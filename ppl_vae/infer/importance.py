@@ -8,7 +8,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ppl_vae.infer.elbo import Place, TensorELBO, Weights, attached, steered
+from ppl_vae.infer.elbo import Place, TensorELBO, Weights, attached, restore, state_of, steered
 
 Estimate = Callable[[Weights], tuple[Tensor, Tensor]]
 """Weights to the objective and to a surrogate, (n,) each, whose gradient estimates that of the objective."""
@@ -30,6 +30,14 @@ class ByWeights(TensorELBO):
         super().__init__(particles, place)
         self.estimate = estimate
         self.traceable = not getattr(estimate, "keeps_state", False)
+
+    def state(self) -> dict[str, Tensor]:
+        """What the estimate keeps."""
+        return state_of(self.estimate)
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Give that back."""
+        restore(self.estimate, state)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         weights = self.weights(model, guide, args, kwargs)

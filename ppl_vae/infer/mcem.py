@@ -39,6 +39,14 @@ class MonteCarloEM(TensorELBO):
         """Gradients taken a row and step: of the weights, and those of the chains that are due."""
         return self.num_particles * (1 + (self.leapfrogs + 1) / self.updates)
 
+    def state(self) -> dict[str, Tensor]:
+        """The chains."""
+        return {name: getattr(self, name) for name in ("u", "log_step", "visits")}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on with these chains."""
+        self.u, self.log_step, self.visits = state["u"], state["log_step"], state["visits"]
+
     def at(self, numbers: Tensor, keys: Tensor) -> None:
         super().at(numbers, keys)
         self.numbers = numbers

@@ -85,6 +85,11 @@ class OneOptimizer(PyroOptim):
         """All parameters, once the first step has been taken."""
         return [] if self.torch is None else self.torch.param_groups[0]["params"]
 
+    @property
+    def state(self) -> dict[Any, Any]:
+        """What is kept of each parameter that has been stepped."""
+        return self.known if self.torch is None else self.torch.state
+
     def scale_lr(self, factor: float) -> None:
         """Set the step size to `factor` times the first one."""
         self.factor = factor

@@ -44,6 +44,14 @@ class Decaying:
     def __init__(self) -> None:
         self.mean, self.weight = torch.zeros(()), 0.0
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """The mean, and what it falls short of."""
+        return {"mean": self.mean, "weight": torch.tensor(self.weight, dtype=torch.float64)}
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from there."""
+        self.mean, self.weight = state["mean"], float(state["weight"])
+
     def __call__(self, weights: Weights) -> tuple[Tensor, Tensor]:
         log_weight = weights.log_weight.detach()
         baseline = self.mean / self.weight if self.weight else self.mean

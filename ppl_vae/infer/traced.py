@@ -9,7 +9,7 @@ then. A last batch that is short is filled up with rows that do not count, so th
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -231,7 +231,7 @@ class TracedStep:
         else:
             raise Untraceable("other tensors are trained")
         self.inputs = Inputs(self.vae, moving, len(self.kept))
-        self.sums, self.met = dict.fromkeys(SUMS, 0.0), 0
+        self.sums = eager.sums or self._none()
         self.noise = ByStep(self.loss.requests, train.device)
         self.draw: Flat = self.noise
         self.prepare: Flat = lambda *noise: noise
@@ -269,8 +269,17 @@ class TracedStep:
         """All parameters that are trained."""
         return list(self.inputs.parameters.values())
 
-    def epoch(self, plan: Any, history: History) -> None:
-        """A step on each batch of a `Plan`; errors show the history so far."""
+    @property
+    def elbo(self) -> Any:
+        """The objective, of whose steps there is no state to a graph."""
+        return self.eager.elbo
+
+    def optimizers(self) -> Iterable[tuple[Tensor, dict[str, Tensor]]]:
+        """What the optimiser keeps of each parameter."""
+        return self.one.state.items()
+
+    def each(self, plan: Any, history: History) -> Iterator[None]:
+        """A step on each batch of a `Plan`, with pauses; errors show the history so far."""
         leaves = [self.trained[name] for name in self.inputs.parameters]
         known = set(self.trained.values())  # those that are idle now may not be so after a callback
         for batches, factors, kl_weights in self.portions(plan):
@@ -292,6 +301,7 @@ class TracedStep:
                 values.append(float(self.one.grad_norm) * len(numbers))
                 total = [one + other for one, other in zip(total, values)]
             self.went(batches, total)
+            yield
 
     def portions(self, plan: Any) -> Iterator[tuple[list[Tensor], list[float], list[float]]]:
         """The steps of a `Plan` whose noise is drawn at once: batches, factors of the step size, KL weights."""
@@ -306,13 +316,17 @@ class TracedStep:
         own_units = self.rows.jacobian(numbers) * len(numbers) if batches else 0.0
         for name, value in zip(SUMS, sums):
             self.sums[name] += value + (own_units if name in IN_OWN_UNITS else 0.0)
-        self.met += len(numbers)
+        self.sums["rows"] += len(numbers)
 
     def means(self) -> Sums:
         """Means over the rows since the last call, in the data's own units."""
-        means = {name: self.sums[name] / self.met for name in ("objective", "grad_norm", *FIGURES)}
-        self.sums, self.met = dict.fromkeys(SUMS, 0.0), 0
+        means = {name: self.sums[name] / self.sums["rows"] for name in ("objective", "grad_norm", *FIGURES)}
+        self.sums = self._none()
         return means
+
+    @staticmethod
+    def _none() -> Sums:
+        return dict.fromkeys((*SUMS, "rows"), 0.0)
 
     def still(self) -> Any:
         """These steps, or, if a callback has changed what the graph does not see, those without it, from here on."""

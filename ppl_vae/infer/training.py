@@ -1,13 +1,17 @@
 """`fit`: Pyro's SVI over the two programs, and a record of every epoch."""
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from math import ceil, inf, nan
+from os import PathLike
 from typing import Any, NamedTuple
 
+import pyro
 import torch
 from pyro.infer import SVI, config_enumerate
 from torch import Tensor
@@ -15,9 +19,12 @@ from tqdm.auto import tqdm
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, PplVaeError, ProgramError, choose, first_line, number, whole
+from ppl_vae.files import digest
 from ppl_vae.infer import graphs
+from ppl_vae.infer.checkpoint import Checkpoint, State, in_order
 from ppl_vae.infer.compiled import with_graph
 from ppl_vae.infer.draws import expect_model, facts, row_blocks
+from ppl_vae.infer.elbo import restore, state_of
 from ppl_vae.infer.handlers import Tally, surroundings
 from ppl_vae.infer.history import History
 from ppl_vae.infer.noise import step_keys
@@ -60,6 +67,9 @@ def fit(
     seed: int = Default.seed,
     progress: bool = Default.progress,
     callbacks: Iterable[Callable[[Any, History], object]] = (),
+    checkpoint: str | PathLike | None = Default.checkpoint,
+    checkpoint_seconds: float = Default.checkpoint_seconds,
+    checkpoint_steps: int | None = Default.checkpoint_steps,
 ) -> History:
     """Fit model and guide to data by stochastic variational inference; goes on from where the model stands.
 
@@ -94,6 +104,12 @@ def fit(
             which holds out rows that were trained on.
         progress: show a bar with the bound and rows/s.
         callbacks: each called after every epoch as f(vae, history).
+        checkpoint: a folder of its own, in which the fit's state is kept, also in the middle of an epoch; a fit of the same
+            model, data and options goes on from there, bit for bit as if it had not been stopped (on the same machine), and
+            one that was done is read. An ELBO of your own with a state of its own starts anew.
+        checkpoint_seconds, checkpoint_steps: from one state to the next, by the clock and, if not None, by steps, whichever
+            is first; a graph of many steps is not cut short. It is kept at the end too, and on Ctrl-C, which waits for a
+            whole step.
 
     Returns: the `History`.
 
@@ -101,6 +117,7 @@ def fit(
         DataError: unusable rows, or outside the likelihood's support.
         OptionError: an unknown or contradictory argument; "bf16" where it changes the bound by more than its noise.
         NonFiniteError: the loss or a gradient turned NaN or infinite; the model holds its last good state.
+        ModelFileError: a checkpoint that is damaged, or cannot be written.
 
     Example:
         >>> import numpy as np
@@ -116,26 +133,57 @@ def fit(
     history, callbacks = run.history, run.callbacks
     with run.room():
         step: Any = run.begin()
-        bar = tqdm(range(1, run.epochs + 1), disable=not progress, desc="fit", unit="epoch")
+        if run.ended:
+            return history
+        bar = tqdm(range(run.epoch, run.epochs + 1), disable=not progress, desc="fit", unit="epoch")
         bar.set_postfix_str("making a graph of a step" if compiled else "")
         seldom = not callbacks or run.total >= SELDOM * run.epochs
         step, history.compile_seconds = with_graph(compiled, run.total if seldom else 0, step, run.batch_size)
-        run.start = time.perf_counter()
-        for epoch in bar:
-            plan, began = run.plan(epoch, step.number), time.perf_counter()
-            step.epoch(plan, history)
-            run.record(epoch, step, plan, time.perf_counter() - began)
-            bar.set_postfix_str(run.latest())
-            remember(vae)
-            for callback in callbacks:
-                callback(vae, history)
-            if run.best.is_over(history.epochs[-1]["valid_bound"], epoch, step.parameters):
-                history.stopped = "patience"
-                break
-            if callbacks:
-                step = step.still()
+        run.start = time.perf_counter() - run.spent
+        with interruptible() as interrupted:
+            for epoch in bar:
+                plan, began = run.plan(epoch, step.number), time.perf_counter()
+                for _ in step.each(plan.rest(run.done), history):
+                    run.after(step, interrupted())
+                run.record(epoch, step, plan, time.perf_counter() - began)
+                bar.set_postfix_str(run.latest())
+                remember(vae)
+                for callback in callbacks:
+                    callback(vae, history)
+                if run.best.is_over(history.epochs[-1]["valid_bound"], epoch, step.parameters):
+                    history.stopped = "patience"
+                    break
+                if callbacks:
+                    step = step.still()
         history.best_epoch = run.best.restore()
+        run.end(step)
     return history
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits for the step that it meets, so that no weight is half moved; a second one does not wait.
+
+    Yields: whether there was one.
+    """
+    met: list[int] = []
+
+    def wait(number: int, frame: Any) -> None:
+        if met:
+            raise KeyboardInterrupt
+        met.append(number)
+
+    before, main = signal.getsignal(signal.SIGINT), threading.current_thread() is threading.main_thread()
+    if not main or before is not signal.default_int_handler:  # somebody else's, or it is ignored
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield lambda: bool(met)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if met:  # after the last step
+        raise KeyboardInterrupt
 
 
 class Plan(NamedTuple):
@@ -151,6 +199,10 @@ class Plan(NamedTuple):
     factors: list[float]
     kl_weights: list[float]
 
+    def rest(self, done: int) -> "Plan":
+        """What is left after so many."""
+        return Plan(self.batches[done:], self.factors[done:], self.kl_weights[done:])
+
 
 def check_options(**options: Any) -> None:
     """Refuse options that `fit` would refuse for any model; those not given have their defaults.
@@ -160,6 +212,10 @@ def check_options(**options: Any) -> None:
     defaults = {name: parameter.default for name, parameter in signature(fit).parameters.items()}
     given = defaults | options
     Options(**{name: given[name] for name in signature(Options).parameters})
+
+
+NOT_OF_ITS_RESULT = ("callbacks", "checkpoint", "checkpoint_seconds", "checkpoint_steps")
+"""Options that may be others when a fit goes on."""
 
 
 class Options:
@@ -185,7 +241,11 @@ class Options:
         seed: int,
         compiled: bool | str = False,
         callbacks: Iterable[Callable[[Any, History], object]] = (),
+        checkpoint: str | PathLike | None = None,
+        checkpoint_seconds: float = Default.checkpoint_seconds,
+        checkpoint_steps: int | None = None,
     ) -> None:
+        self.given = {name: value for name, value in locals().items() if name not in ("self", *NOT_OF_ITS_RESULT)}
         if not isinstance(callbacks, Iterable):
             raise OptionError(f"callbacks: got {callbacks!r}, expected a list of functions of a model and a history")
         self.callbacks = list(callbacks)
@@ -223,6 +283,7 @@ class Options:
         self.pixels = choose("binarize", binarize or "none", PIXELS)
         self.one = OneOptimizer(optimizer, lr, weight_decay, max_grad_norm)
         self.best = Best(patience, kl_warmup)
+        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, checkpoint_seconds, checkpoint_steps)
 
 
 class Run(Options):
@@ -253,7 +314,9 @@ class Run(Options):
             raise OptionError(f"vae: got a {type(vae).__name__}, expected a model with its guide, and data after it")
         expect_model(vae)
         self.encoded = vae.batch(data, minimum_rows=2) if encoded is None else encoded
-        self.history, self.start = History(), 0.0
+        self.history, self.start, self.spent = History(), 0.0, 0.0
+        self.epoch, self.done, self.ended = 1, 0, False
+        self.order: Any = None
 
     @contextmanager
     def room(self) -> Iterator[None]:
@@ -266,8 +329,9 @@ class Run(Options):
             yield
 
     def begin(self) -> "Step":
-        """Split the rows; returns the steps, without a graph."""
+        """Split the rows, or go on from where a checkpoint stands; returns the steps, without a graph."""
         self.vae.zero_grad(set_to_none=True)
+        state = self._kept()
         self.rows = Rows(self.vae, self.encoded, self.valid, self.pixels, self.seed, int(self.vae.steps))
         self.target = fitting(self.target, self.objective, facts(self.vae, self.encoded))
         if self.kl_warmup and not self.target.weighs_kl:
@@ -277,7 +341,10 @@ class Run(Options):
         if self.precision != "float32":
             self.history.rounding = self._rounding()
         self.total, self.first = self.epochs * ceil(len(self.rows.train) / self.batch_size), int(self.vae.steps)
-        return Step(self.vae, self.target, self.particles, self.one, self.seed, self.rows, self.precision)
+        step = Step(self.vae, self.target, self.particles, self.one, self.seed, self.rows, self.precision)
+        if state is not None:
+            self._restore(state, step)
+        return step
 
     def _rounding(self) -> float:
         """What rounded nets change of the bound of some rows; refused where it is more than noise."""
@@ -292,15 +359,15 @@ class Run(Options):
     def plan(self, epoch: int, step: int) -> Plan:
         """The steps of an epoch, the first of which has this number."""
         warm = min(1.0, epoch / self.kl_warmup) if self.kl_warmup else 1.0
-        batches = self.rows.batches(self.batch_size)
-        done = [(step - self.first + j) / self.total for j in range(len(batches))]
+        batches = self._batches()
+        done = [(step - self.done - self.first + j) / self.total for j in range(len(batches))]
+        self.epoch = epoch
         return Plan(batches, [self.schedule(d) for d in done], [warm * self.target.kl_weight(d) for d in done])
 
     def record(self, epoch: int, step: Any, plan: Plan, seconds: float) -> None:
         """Take down an epoch that took so many seconds."""
-        self.vae.steps.fill_(step.number)
-        if self.target.trains_guide:
-            self.vae.guide_steps.fill_(step.number)
+        self.done = 0
+        self._count(step)
         self.history.append(
             {
                 "epoch": epoch,
@@ -313,11 +380,130 @@ class Run(Options):
             }
         )
 
+    def after(self, step: Any, interrupted: bool) -> None:
+        """Between two steps: keep the state where it is time.
+
+        Raises: KeyboardInterrupt.
+        """
+        self.done = step.number - self.first - (self.epoch - 1) * ceil(len(self.rows.train) / self.batch_size)
+        if self.checkpoint is not None and (interrupted or self.checkpoint.due(step.number)):
+            self._keep(step)
+        if interrupted:
+            self._count(step)
+            remember(self.vae)
+            raise KeyboardInterrupt
+
+    def end(self, step: Any) -> None:
+        """After the last step."""
+        self.ended = True
+        if self.checkpoint is not None:
+            self._keep(step)
+
     def latest(self) -> str:
         """The last epoch in a line."""
         history, latest = self.history, self.history.epochs[-1]
         took = "" if history.compile_seconds is None else f", graph made in {history.compile_seconds:.0f} s"
         return f"{history.latest(2)}, {latest['rows_per_s']:.0f} rows/s{took}"
+
+    def _count(self, step: Any) -> None:
+        self.vae.steps.fill_(step.number)
+        if self.target.trains_guide:
+            self.vae.guide_steps.fill_(step.number)
+
+    def _batches(self) -> list[Tensor]:
+        """Of an epoch; of one that has begun, the same, with the pixels to be drawn where they were."""
+        noise, kept = self.rows.noise, self.order
+        if kept is not None:
+            noise.set_state(kept[0])
+        self.order, before = None, noise.get_state()
+        batches = self.rows.batches(self.batch_size)
+        if kept is not None:
+            noise.set_state(kept[1])
+        self.before = before
+        return batches
+
+    # -- what is kept of it
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a fit has to be the same in, to go on from a checkpoint."""
+        batch = [digest(part.cpu().numpy().tobytes()) for part in self.encoded if part is not None]
+        shapes = [f"{name} {tuple(v.shape)} {v.dtype}" for name, v in self.vae.state_dict().items()]
+        options = {name: repr(value) for name, value in sorted(self.given.items())}
+        return {**options, "model": digest("\n".join(shapes).encode()), "data": digest("".join(batch).encode())}
+
+    def _kept(self) -> State | None:
+        """The state to go on from, and the model's count of steps as it was when this fit began."""
+        state = None if self.checkpoint is None else self.checkpoint.read(self.identity)
+        if state is not None:
+            self.vae.steps.fill_(state.numbers["first"])
+        return state
+
+    def _keep(self, step: Any) -> None:
+        """Write down all that the next step depends on."""
+        assert self.checkpoint is not None
+        named = self._named()
+        tensors = {f"model.{name}": value for name, value in self.vae.state_dict().items()}
+        tensors |= {f"own.{name}": p for name, p in named.items() if name.startswith(OWN)}
+        names = {id(p): name for name, p in named.items()}
+        for p, kept in step.optimizers():
+            tensors |= {f"optimizer.{what}.{names[id(p)]}": value for what, value in kept.items()}
+        tensors |= {f"best.{names[id(p)]}": value for p, value in self.best.kept}
+        tensors |= {f"objective.{name}": value for name, value in state_of(step.elbo).items()}
+        generators = (self.before, self.rows.noise.get_state(), torch.get_rng_state())
+        tensors |= dict(zip(GENERATORS, generators))
+        numbers = {
+            "first": self.first,
+            "step": step.number,
+            "epoch": self.epoch,
+            "sums": in_order(step.sums),
+            "history": [in_order(figures) for figures in self.history.epochs],
+            "ended": self.ended,
+            "stopped": self.history.stopped,
+            "best_epoch": self.history.best_epoch,
+            "best": [self.best.bound, self.best.epoch] if self.best.kept else None,
+            "seconds": time.perf_counter() - self.start,
+        }
+        self.checkpoint.write(self.identity, step.number, State(numbers, {k: v.clone() for k, v in tensors.items()}))
+
+    @torch.no_grad()
+    def _restore(self, state: State, step: "Step") -> None:
+        """Put back what `_keep` wrote down."""
+        numbers, history = state.numbers, self.history
+        self.vae.load_state_dict(state.under("model."), strict=True)
+        store = pyro.get_param_store()
+        for name, value in state.under("own.").items():
+            if name.removeprefix(OWN) not in store:  # as the averages that Pyro's objectives keep there
+                store.setdefault(name.removeprefix(OWN), value.clone())
+        named = self._named()
+        for name, value in state.under("own.").items():
+            named[name].copy_(value)
+        for name, value in state.under("optimizer.").items():
+            what, _, name = name.partition(".")
+            self.one.known.setdefault(named[name], {})[what] = value.to(named[name].device)
+        restore(step.elbo, state.under("objective."))
+        self.best.kept = [(named[name], value) for name, value in state.under("best.").items()]
+        if numbers["best"]:
+            self.best.bound, self.best.epoch = numbers["best"]
+        history.epochs = [dict(figures) for figures in numbers["history"]]
+        history.stopped, history.best_epoch = numbers["stopped"], numbers["best_epoch"]
+        self.order = tuple(state.tensors[name] for name in GENERATORS[:2])
+        torch.set_rng_state(state.tensors[GENERATORS[2]])
+        step.number, step.sums = numbers["step"], dict(numbers["sums"])
+        self.epoch, self.ended, self.spent = numbers["epoch"], numbers["ended"], numbers["seconds"]
+        self.done = step.number - self.first - (self.epoch - 1) * ceil(len(self.rows.train) / self.batch_size)
+        remember(self.vae)
+
+    def _named(self) -> dict[str, Tensor]:
+        """All parameters by name: the model's, and those that its programs themselves put into Pyro's store."""
+        named: dict[str, Tensor] = dict(self.vae.named_parameters())
+        known = set(map(id, named.values()))
+        return named | {OWN + k: p for k, p in pyro.get_param_store().named_parameters() if id(p) not in known}
+
+
+OWN = "pyro.param:"
+GENERATORS = ("rows_before", "rows", "torch")
+"""Of the order of rows and their pixels, before this epoch and now; torch's own."""
 
 
 class Step:
@@ -356,11 +542,16 @@ class Step:
         """These steps, whatever a callback has changed."""
         return self
 
-    def epoch(self, plan: Plan, history: History) -> None:
-        """A step on each batch; errors show the history so far."""
+    def optimizers(self) -> Iterable[tuple[Tensor, dict[str, Tensor]]]:
+        """What the optimiser keeps of each parameter."""
+        return self.one.state.items()
+
+    def each(self, plan: Plan, history: History) -> Iterator[None]:
+        """A step on each batch, and a pause; errors show the history so far."""
         for numbers, factor, kl_weight in zip(*plan):
             self.one.scale_lr(factor)
             self.on(self.rows.take(numbers), numbers, kl_weight, history)
+            yield
 
     def on(self, batch: Batch, numbers: Tensor, kl_weight: float, history: History) -> None:
         """A step on these rows."""

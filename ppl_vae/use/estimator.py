@@ -11,7 +11,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ppl_vae.criticism.predictive import encode
-from ppl_vae.criticism.scores import score
+from ppl_vae.criticism.scores import quantile, score
 from ppl_vae.data.tables import rows_at
 from ppl_vae.errors import OptionError, number, whole
 from ppl_vae.infer.training import fit
@@ -37,14 +37,17 @@ TRAINING = ("epochs", "steps", "steps_per_row", "batch_size", "lr")
 
 
 class Member(NamedTuple):
-    """A fitted model, and where the middle half of its scores of the training rows is."""
+    """A fitted model, the median of its scores of the training rows, and how far the lowest tenth lies below that.
+
+    Anomalies are low: it is the lower tail whose width makes members comparable.
+    """
 
     vae: Any
     center: float
     width: float
 
     def standardised(self, scores: np.ndarray) -> np.ndarray:
-        """Scores of this member in its own quartile ranges, 0 in the middle of the training rows'."""
+        """Scores of this member, 0 in the middle of the training rows', -1 below all but a tenth of them."""
         return (scores - self.center) / self.width
 
 
@@ -58,12 +61,14 @@ def _framed(x: np.ndarray, names: np.ndarray) -> Any:
 class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixin, BaseEstimator):
     """Outlier detection by an ensemble of VAEs.
 
-    A member's score is E_q[log p(x|z)], how well it explains a row (An & Cho 2015, section 3.2), standardised by the median
-    and the quartiles of its scores of the training rows. Their mean is `score_samples`, in quartile ranges; higher is more
-    normal.
+    A member's score is E_q[log p(x|z)], how well it explains a row (An & Cho 2015, section 3.2), less the median of its
+    scores of the training rows, in units of what their tenth percentile lies below that. The mean of members is
+    `score_samples`; higher is more normal, and -inf the score of a row beyond what floats hold.
 
     Args:
-        parts: for each kind of member, options of `build` and any of the next nine, in the place of those.
+        parts: for each kind of member, options of `build` and any of the next nine, in the place of those: the second of
+            the two that are here has `lr`, `steps` and `steps_per_row` of its own, so that to change them for both takes
+            other parts.
         latent: latent dimensions; no more than features.
         hidden: widths of the encoder's hidden layers, mirrored in the decoder.
         activation: of these layers.
@@ -82,7 +87,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         random_state: seed, `RandomState` or None.
 
     Attributes:
-        members_: fitted models, with the median and the quartile range of their training scores.
+        members_: fitted models, with what their scores are standardised by.
         offset_: rows that score lower are outliers.
         n_features_in_, feature_names_in_: of the training data.
 
@@ -146,7 +151,8 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         contamination = self.contamination
         if not isinstance(contamination, Real) or not 0 < contamination <= 0.5:
             raise OptionError(f"contamination: got {contamination!r}, expected a share in (0, 0.5]")
-        if isinstance(self.parts, dict) or not all(isinstance(part, dict) for part in self.parts):
+        parts = self.parts
+        if not isinstance(parts, Sequence) or not parts or not all(isinstance(part, dict) for part in parts):
             raise OptionError(f"parts: got {self.parts!r:.200}, expected a list of options of `build`, a dict for each")
         trim = number("trim", self.trim, inclusive=True)
         if trim >= 1:
@@ -160,7 +166,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
             kept = np.flatnonzero(scores >= np.quantile(scores, trim))
             usual = self._fit_members(rows_at(rows, kept), known, first)
         self._n_features_out = encode(self.members_[0].vae, known[:1]).shape[1]
-        self.offset_ = float(np.quantile(usual, contamination))
+        self.offset_ = quantile(usual, contamination)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -187,13 +193,14 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
 
     def _fit_members(self, rows: Any, known: Any, first: int) -> np.ndarray:
         """Fit them to rows, and return the scores of some that are known."""
-        self.members_, found = [], []
+        members, found = list[Member](), []
         for place, part in enumerate(list(self.parts) * whole("seeds", self.seeds)):
             vae = self._fitted(rows, part, (first + place) % 2**31)
             scores = self._scores(vae, known)
-            low, center, high = np.quantile(scores, (0.25, 0.5, 0.75))
-            self.members_.append(Member(vae, float(center), max(float(high - low), 1e-6)))
-            found.append(self.members_[-1].standardised(scores))
+            low, center = np.quantile(scores, (0.1, 0.5))
+            members.append(Member(vae, float(center), max(float(center - low), 1e-6)))
+            found.append(members[-1].standardised(scores))
+        self.members_ = members  # all or none: a fit that fails leaves the detector as it was
         return np.mean(found, 0)
 
     def _some(self, rows: Any, random: np.random.RandomState) -> Any:
@@ -214,6 +221,7 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
             options["nullable"] = bool(np.isnan(np.asarray(rows)).any())
         else:  # the other columns by what they hold
             options["likelihood"] = dict.fromkeys(map(str, numbers), options["likelihood"])
+            options["nullable"] = bool(rows.isna().to_numpy().any())
         vae, batches = build(rows, seed=seed, **options), ceil(len(rows) / size)
         epochs = max(1, min(max(epochs, ceil(steps / batches)), round(most / batches)))
         fit(vae, rows, epochs=epochs, batch_size=ceil(len(rows) / batches), lr=lr, valid=0.0, seed=seed, progress=False)
@@ -227,6 +235,8 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
 
     def _checked(self, X: Any, reset: bool) -> Any:
         """An array of numbers, named if it was so in training; or a data frame with other columns, as it is."""
+        if not hasattr(X, "select_dtypes") and (to_pandas := getattr(X, "to_pandas", None)):
+            X = to_pandas()  # of polars and pyarrow
         if hasattr(X, "select_dtypes") and X.select_dtypes(exclude="number").shape[1]:
             validate_data(self, X, reset=reset, skip_check_array=True)
             return X

@@ -10,7 +10,7 @@ from ppl_vae.use.estimator import VAEDetector
 
 
 class PyODDetector(BaseEstimator):
-    """`VAEDetector` with the methods and attributes of PyOD's `BaseDetector` (Zhao et al. 2019), without PyOD.
+    """`VAEDetector` with the main methods and the attributes of PyOD's `BaseDetector` (Zhao et al. 2019), without PyOD.
 
     Args:
         contamination: share of the training rows that are called anomalies.
@@ -46,6 +46,10 @@ class PyODDetector(BaseEstimator):
         """(n,): higher = more anomalous."""
         check_is_fitted(self, "detector_")
         return -self.detector_.score_samples(X)
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """(n,): higher = more normal, as `calibrate` asks for it."""
+        return -self.decision_function(X)
 
     def predict(self, X: Any) -> np.ndarray:
         """(n,): 1 for anomalies, else 0."""

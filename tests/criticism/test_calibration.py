@@ -136,9 +136,24 @@ def test_other_levels_without_another_fit(ppca: Any) -> None:
 def test_too_few_rows_are_told(ppca: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "ppl_vae"):
         assert not calibrate(ppca, rows(15, 6), level=0.05).predict(100 * rows(3, 1)).any()
-    assert "15 calibration rows are too few for level 0.05" in caplog.text
+    assert "15 calibration rows with the most frequent cells are too few for level 0.05" in caplog.text
+    assert "3 rows have cells that only 15 calibration rows have, too few for level 0.05" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "ppl_vae"):
+        folds = calibrate(pv.Candidate(lambda seed: pv.build(rows(90, 6), latent=2, seed=seed), epochs=1), rows(90, 6))
+    assert "90 calibration rows with the most frequent cells are too few for level 0.05" in caplog.text
+    assert not folds.predict(100 * rows(3, 1)).any()
+    caplog.clear()
+    assert calibrate(ppca, rows(19, 6), level=0.05).predict(100 * rows(3, 1)).all() and not caplog.text
     with pytest.raises(pv.OptionError, match="rule: got 'tail' with 15 calibration rows"):
         calibrate(ppca, rows(15, 6)).at(0.01, rule="tail")
+
+
+def test_rows_that_a_score_was_fitted_to_do_not_calibrate_it(ppca: Any, caplog: pytest.LogCaptureFixture) -> None:
+    for normal, said in ((rows(80, 6), True), (rows(80, 7), False)):
+        caplog.clear()
+        calibrate(ppca, rows(80, 6), level=0.1, scoring=("typicality", {"normal": normal}))
+        assert ("100 % of the calibration rows are among 'normal'" in caplog.text) == said
 
 
 def test_labels_leave_anomalies_out(ppca: Any) -> None:
@@ -283,6 +298,8 @@ def test_wrong_options(ppca: Any) -> None:
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (ppca, {"level": 0.0}, "level: got 0.0"),
         (ppca, {"level": 1}, "level: got 1, expected a share"),
+        (ppca, {"level": -1}, r"level: got -1, expected a share in \(0, 1\)"),
+        (ppca, {"level": "a"}, r"level: got 'a', expected a share in \(0, 1\)"),
         (ppca, {"rule": "cv"}, "rule: got 'cv'"),
         (ppca, {"delta": 2.0}, "delta: got 2.0"),
         (ppca, {"labels": [0, 1]}, "labels: got int64 of shape"),
@@ -296,6 +313,9 @@ def test_wrong_options(ppca: Any) -> None:
         (pv.Candidate(lambda seed: ppca, objective=None), {}, "objective=None"),
         (pv.Candidate(lambda seed: ppca, posterior="svi"), {}, "posterior='svi'"),
         (x, {}, "vae: got a ndarray"),
+        (pv.VAEDetector, {}, "vae: got the class VAEDetector"),
+        (ppca, {"folds": 3}, "folds: got 3 for a fitted model"),
+        (IsolationForest().fit(x), {"num_draws": 3}, "vae: got a IsolationForest with"),
     ]
     for vae, options, message in cases:
         with pytest.raises(pv.OptionError, match=message):
@@ -329,6 +349,7 @@ def test_a_detector_is_calibrated_by_its_scores() -> None:
     by_hand = [(1 + (forest.score_samples(normal) <= s).sum()) / 100 for s in forest.score_samples(new)]
     decisions = calibration.decide(new)
     np.testing.assert_array_equal(decisions.p_values, by_hand)
+    assert "unknown how many unsure" in repr(decisions)
     assert not decisions.unsure.any() and np.isnan(decisions.mcse).all() and set(decisions.against) == {"same"}
     assert repr(calibration) == "Calibration(IsolationForest of 99 rows, 'conformal' at level 0.1)"
     marked = calibrate(forest, np.concatenate([normal, 20 + normal]), labels=np.repeat([0, 1], 99), level=0.1)
@@ -352,5 +373,5 @@ def test_a_detector_judges_rows_with_holes_among_their_like(framed: bool) -> Non
     ranks = np.searchsorted(np.sort(detector.score_samples(reference)), detector.score_samples(new[:50]), side="right")
     np.testing.assert_array_equal(decisions.p_values[:50], (1 + ranks) / 201)
     complete = data[1:5]
-    with pytest.raises(pv.OptionError, match="rows with cells that no calibration row has"):
+    with pytest.raises(pv.OptionError, match=r"rows with cells that no calibration row has, all of '.{1,2}', "):
         calibrate(detector, reference, level=0.1).decide(complete)

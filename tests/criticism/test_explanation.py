@@ -129,6 +129,12 @@ def test_impossible_rows_are_repaired() -> None:
     found = explain(vae, far)
     assert found.scores[1] == -np.inf and found.columns(1, 1) == [("x4", np.inf)]
     assert not np.isnan(found.gain).any() and abs(found.repaired()[1, 4]) < 100
+    far[1] = 1e20
+    found = explain(vae, far)
+    assert found.columns(1) == [] and len(found.columns(0)) == 3  # no one cell is to blame
+    for least in ("a", np.nan, -5):
+        with pytest.raises(pv.OptionError, match="least: got"):
+            found.repaired(least)  # type: ignore[arg-type]
 
 
 def test_frames_and_reports(of_table: Any) -> None:
