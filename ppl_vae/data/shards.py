@@ -3,7 +3,6 @@
 import gzip
 import io
 import os
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 
+from ppl_vae.data.records import records
 from ppl_vae.data.schema import Schema
 from ppl_vae.data.tables import FRAMES, parse_csv
 from ppl_vae.errors import DataError, MissingFileError, PplVaeError, whole
@@ -20,10 +20,6 @@ from ppl_vae.files import digest
 ENDINGS = (".parquet", ".csv", ".csv.gz")
 ROWS, CELLS = 100_000, 2**20
 """Of a shard, at most, where nobody says."""
-BLOCK = 2**22
-"""Bytes of a CSV file that are looked through at a time."""
-LONGEST = 2**26
-"""Bytes of a record of a CSV file: what is longer has lost a quote."""
 BATCH = 2**13
 """Rows of a Parquet file that are decoded at a time."""
 
@@ -102,14 +98,13 @@ def plan(
     rows = None if rows is None else whole("rows", rows)
     sources, shards, before = [], [], 0
     for path in files_of(source):
+        is_parquet = path.name.lower().endswith(".parquet")
         try:
-            of, cuts = (
-                _parquet(path, rows) if path.name.lower().endswith(".parquet") else _csv(path, rows, missing, names)
-            )
+            of, cuts = _parquet(path, rows) if is_parquet else _csv(path, rows, missing, names)
         except PplVaeError as error:
             raise DataError(f"file {path}: {error}") from None
-        except OSError as error:
-            raise DataError(f"file {path}: cannot be read ({error})") from None
+        except Exception as error:  # each reader has a dozen of its own; the user needs the file and the reason
+            raise DataError(f"file {path}: {_unreadable(error)}") from None
         sources.append(of)
         shards += [Shard(of, first, count, before + first, *place) for first, count, *place in cuts]
         before += of.rows
@@ -183,9 +178,13 @@ def read_shard(shard: Shard, kinds: dict[str, str]) -> Any:
         return rows
     except PplVaeError as error:
         reason = str(error)
-    except Exception as error:  # each reader has a dozen of its own; the user needs the file and the reason
-        reason = f"cannot be read ({type(error).__name__}: {error})"
+    except Exception as error:
+        reason = _unreadable(error)
     raise DataError(f"file {source.path}, rows {shard.first} to {shard.first + shard.rows - 1}: {reason}")
+
+
+def _unreadable(error: Exception) -> str:
+    return f"cannot be read ({type(error).__name__}: {error})"
 
 
 def close() -> None:
@@ -219,7 +218,7 @@ def _csv(path: Path, rows: int | None, missing: Sequence[str], names: Sequence[s
     total, crc, start, place, count = sha256(), 0, 0, 0, 0
     columns, last, size = None if names is None else tuple(names), b"", path.stat().st_size
     with _opened(path) as file:
-        for block, ends, final in _records(file):
+        for block, ends, final in records(file):
             begin = 0
             if columns is None and len(ends):
                 begin, ends = int(ends[0]), ends[1:]
@@ -254,76 +253,6 @@ def _opened(path: str | Path) -> BinaryIO:
 
 def _header(line: bytes) -> tuple[str, ...]:
     return tuple(map(str, parse_csv(io.BytesIO(line), nrows=0, skipinitialspace=True).columns))
-
-
-def _records(file: BinaryIO) -> Iterator[tuple[bytes, np.ndarray, bytes]]:
-    """Blocks of whole records: the bytes, the places after the end of each record, and the last record.
-
-    Raises: DataError for a record that is longer than `LONGEST` or not finished.
-    """
-    held, place = b"", 0
-    while True:
-        more = file.read(BLOCK)
-        block = held + more
-        ends, inside = _ends(block, not more)
-        if not more and inside:
-            raise DataError(f"got a quote in the record at byte {place} that is never closed, expected its other quote")
-        if not more and block and (not len(ends) or ends[-1] < len(block)):
-            ends = np.append(ends, len(block))
-        stop = int(ends[-1]) if len(ends) else 0
-        if stop:
-            starts = np.concatenate([[0], ends[:-1]])
-            full = ~_blank(block, starts, ends)
-            final = block[starts[full][-1] : ends[full][-1]] if full.any() else b""
-            yield block[:stop], ends[full], final
-        held, place = block[stop:], place + stop
-        if len(held) > LONGEST:
-            raise DataError(f"got a record of more than {LONGEST} bytes at byte {place}: is a quote never closed?")
-        if not more:
-            return
-
-
-def _ends(block: bytes, last: bool) -> tuple[np.ndarray, bool]:
-    r"""The places after the line breaks (\n, \r\n or \r) outside quotes, of bytes that begin with a record.
-
-    Args:
-        last: nothing follows; else a \r at the end may be half a line break.
-
-    Returns: the places, and whether the block ends within quotes.
-    """
-    a = np.frombuffer(block, np.uint8)
-    breaks = a == ord("\n")
-    if b"\r" in block:
-        alone = a == ord("\r")
-        alone[:-1] &= ~breaks[1:]
-        if not last:
-            alone[-1:] = False
-        breaks |= alone
-    ends = np.flatnonzero(breaks) + 1
-    if b'"' not in block:
-        return ends, False
-    quotes = np.flatnonzero(a == ord('"'))
-    opening = quotes[::2]
-    # a quote opens a field at its beginning only, or is the second of two that stand for one
-    before = a[opening - 1]
-    known = (opening == 0) | np.isin(before, np.frombuffer(b',\n\r"', np.uint8))
-    if not known.all():  # blanks before it, or a quote that is text: slower, field by field
-        fields = list(QUOTED.finditer(block))
-        quotes = np.array([place for field in fields for place in field.span()], int)
-        quotes = quotes[:-1] if fields and not fields[-1]["closing"] else quotes
-    return ends[np.searchsorted(quotes, ends) % 2 == 0], len(quotes) % 2 == 1
-
-
-QUOTED = re.compile(rb'(?<![^,\r\n]) *+"[^"]*+(?:""[^"]*+)*+(?P<closing>"?)')
-"""A field in quotes; a quote elsewhere in a field is text."""
-
-
-def _blank(block: bytes, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Which records are lines of blanks, which no reader of CSV counts."""
-    odd = np.isin(np.frombuffer(block, np.uint8)[starts], np.frombuffer(b" \t\r\n", np.uint8))
-    places = np.flatnonzero(odd)
-    odd[places] = [not block[starts[i] : ends[i]].strip() for i in places.tolist()]
-    return odd
 
 
 DTYPES = {"text": str, "truth": "boolean", "number": "float64"}
@@ -371,15 +300,11 @@ def _numbers(texts: Any, truth: bool) -> Any:
 
 
 def _parquet(path: Path, rows: int | None) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     footer = _footer(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            n, schema = file.metadata.num_rows, file.schema_arrow
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"cannot be read as .parquet ({type(error).__name__}: {error})") from None
+    with pq.ParquetFile(path) as file:
+        n, schema = file.metadata.num_rows, file.schema_arrow
     names = tuple(name for name in schema.names if name not in indices(schema))
     rows = rows or _height(names)
     status = path.stat()

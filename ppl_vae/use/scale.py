@@ -98,9 +98,9 @@ def score_files(
 
     The table is cut into shards, and a shard becomes a part `part-00000.parquet`, ... with the columns `row` (its number
     in the whole table), `score`, `mcse`, and on request `score.<column>`; of a `Calibration` also `p_value` and
-    `anomalous`. A part is there whole or not at all, and is a function of the shard, model and options alone: the
-    same bytes by any engine. Started again, a job goes on where it was stopped; a damaged part is made again; a folder with
-    parts of another job is refused.
+    `anomalous`, of a detector `score` alone. A part is there whole or not at all, and is a function of the shard, model
+    and options alone: the same bytes by any engine. Started again, a job goes on where it was stopped; a damaged part is
+    made again; a folder with parts of another job is refused.
 
     Args:
         model: the folder of a saved model, which each process reads once; or a model, which is saved to `out` first.
@@ -198,7 +198,9 @@ def _run(
     progress: bool,
 ) -> Manifest:
     """A job from its beginning, or from where it was stopped, to its manifest."""
-    given = isinstance(model, str | os.PathLike)
+    given, folder = isinstance(model, str | os.PathLike), Path(out).absolute()
+    if isinstance(source, str | os.PathLike) and folder.is_relative_to(Path(source).absolute()):
+        raise OptionError(f"out: got {folder} in the source {source}, which would hold the parts too; expected another")
     with TemporaryDirectory() as temporary, closing(shards):
         place = Path(model if given else temporary).absolute()
         if not given:
@@ -211,17 +213,17 @@ def _run(
         told = {"sources": [of[1:] for of in sources], "shards": [shard[1:] for shard in cut]}
         key = cells.key({"format": FORMAT, "what": what, "model": sha256, "options": options, **told})
         files = [{"file": Path(of.path).name, "rows": of.rows, "size": of.size, "sha256": of.sha256} for of in sources]
-        begun = Manifest(Path(out).absolute(), key, {"what": what, **options}, files, [], cells.versions())
+        begun = Manifest(folder, key, {"what": what, **options}, files, [], cells.versions())
         _claim(begun)
         if not given:
-            save(model, place := begun.folder / MODEL)
-        paths = [str(begun.folder / f"part-{number:05d}.parquet") for number in range(len(cut))]
+            save(model, place := folder / MODEL)
+        paths = [str(folder / f"part-{number:05d}.parquet") for number in range(len(cut))]
         tasks = [Task(what, (str(place), sha256), options, shard, path, key) for shard, path in zip(cut, paths)]
         parts = list(tqdm(map(run, tasks), total=len(tasks), disable=not progress, desc=what, unit="part"))
     for of in sources:
         if (size := os.stat(of.path).st_size) != of.size:
             raise DataError(f"file {of.path}: got {size} bytes in the end, expected the {of.size} that it had before")
-    for stale in begun.folder.glob(".part-*"):  # of processes that were killed as they wrote
+    for stale in (*folder.glob(".part-*"), *folder.glob(f".{MANIFEST}.*")):  # of processes killed as they wrote
         stale.unlink(missing_ok=True)
     done = replace(begun, parts=parts)
     _write(done)
@@ -387,9 +389,10 @@ def _scored(model: Any, shard: Shard, rows: Any, **options: Any) -> Any:
 
     columns: dict[str, Any] = {"row": np.arange(shard.row, shard.row + len(rows), dtype=np.int64)}
     rows = rows.drop_columns(shards.indices(rows.schema)) if isinstance(rows, pa.Table) else rows
+    own = hasattr(model, "decide") or hasattr(model, "score_samples")
+    if own and (changed := [name for name, value in SCORING.items() if value != options[name]]):
+        raise OptionError(f"{changed[0]}: got {options[changed[0]]!r} with a {type(model).__name__}, which has its own")
     if hasattr(model, "decide"):
-        if changed := [name for name, value in SCORING.items() if value != options[name]]:
-            raise OptionError(f"{changed[0]}: got {options[changed[0]]!r} with a calibration, which has its own")
         found = model.decide(rows)
         columns |= {"score": found.scores, "mcse": found.mcse}
         columns |= {"p_value": found.p_values, "anomalous": found.anomalous}

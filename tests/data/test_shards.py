@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import ppl_vae as pv
-from ppl_vae.data import shards
+from ppl_vae.data import records, shards
 from ppl_vae.data.shards import kinds, plan, read_shard
 from ppl_vae.errors import DataError, MissingFileError
 
@@ -39,7 +39,7 @@ def test_records_begin_where_pandas_has_them(tmp_path: Path, monkeypatch: pytest
     pick, path = random.Random(0), tmp_path / "t.csv"
     fields = ["1", "", "x", ' "a"', '"a\nb"', '"a""b"', '5" p', '"q"r', '"\r\n"', " ", '"x, y"', '""', '"a\rb"', ' z "']
     for _ in range(300):
-        monkeypatch.setattr(shards, "BLOCK", pick.randrange(1, 40))
+        monkeypatch.setattr(records, "BLOCK", pick.randrange(1, 40))
         lines = ["a,b,c"] + [",".join(pick.choices(fields, k=3)) for _ in range(pick.randrange(1, 8))]
         for _ in range(pick.randrange(3)):
             lines.insert(pick.randrange(len(lines)), pick.choice(["", "  "]))
@@ -104,9 +104,11 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
         ("t.csv", b"", "got no line in it"),
         ("t.csv", b"a,b\n", "got no row in 1 file"),
         ("t.csv.gz", b"a,b\n", "cannot be read"),
+        ("t.csv.gz", gzip.compress(b"a,b\n1,2\n")[:-9], "cannot be read .EOFError"),
+        ("t.csv", b"\xff,b\n1,2\n", "cannot be read .UnicodeDecodeError"),
         ("t.parquet", b"PAR1 half of it", "got 15 bytes without a footer, expected a whole Parquet file"),
         ("t.parquet", b"", "got 0 bytes without a footer"),
-        ("t.parquet", b"xxxx\0\0\0\0PAR1", "cannot be read as .parquet"),
+        ("t.parquet", b"xxxx\0\0\0\0PAR1", "cannot be read"),
         ("t.txt", b"a", "got ending '.txt'"),
     ],
 )
@@ -119,8 +121,8 @@ def test_what_is_not_a_whole_table_is_refused(tmp_path: Path, name: str, content
 def test_a_quote_that_swallows_the_file_is_found_before_memory_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "BLOCK", 64)
-    monkeypatch.setattr(shards, "LONGEST", 256)
+    monkeypatch.setattr(records, "BLOCK", 64)
+    monkeypatch.setattr(records, "LONGEST", 256)
     (tmp_path / "t.csv").write_text('a,b\n1,"x\n' + "2,y\n" * 1000)
     with pytest.raises(DataError, match="got a record of more than 256 bytes at byte 4"):
         plan(tmp_path / "t.csv")

@@ -144,7 +144,7 @@ def test_a_calibration_judges_files(vae: Any, tmp_path: Path, monkeypatch: pytes
     frame, expected = pd.read_parquet(tmp_path / "out"), calibration.decide(HOLES[30:])
     np.testing.assert_allclose(frame["p_value"], expected.p_values)
     assert frame["anomalous"].tolist() == expected.anomalous.tolist()
-    with pytest.raises(OptionError, match="num_draws: got 8 with a calibration, which has its own"):
+    with pytest.raises(OptionError, match="num_draws: got 8 with a Calibration, which has its own"):
         pv.score_files(tmp_path / "model", tmp_path / "t.csv", tmp_path / "again", **FAST)
 
 
@@ -264,7 +264,7 @@ def test_columns_of_all_files_are_known_to_fit_before_the_first_is_read(saved: P
     write(HOLES, tmp_path / "1.csv")
     write(HOLES.drop(columns="age"), tmp_path / "2.csv")
     with pytest.raises(DataError, match=r"2\.csv: columns: missing \['age'\]"):
-        pv.score_files(saved, tmp_path, tmp_path / "out", **FAST)
+        pv.score_files(saved, [tmp_path / "1.csv", tmp_path / "2.csv"], tmp_path / "out", **FAST)
     assert not (tmp_path / "out").exists()
 
 
@@ -317,8 +317,11 @@ def test_no_model_no_source_no_room(vae: Any, saved: Path, tmp_path: Path) -> No
         pv.score_files(tmp_path / "nowhere", source, tmp_path / "out", **FAST)
     with pytest.raises(MissingFileError, match="got nothing there"):
         pv.score_files(saved, tmp_path / "u.csv", tmp_path / "out", **FAST)
-    with pytest.raises(OptionError, match=r"t\.csv, expected a folder that can be written"):
-        pv.score_files(saved, source, source, **FAST)
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="file, expected a folder that can be written"):
+        pv.score_files(saved, source, tmp_path / "file", **FAST)
+    with pytest.raises(OptionError, match=r"out: got .*out in the source .*expected another"):
+        pv.score_files(saved, tmp_path, tmp_path / "out", **FAST)
 
 
 def test_threads_and_generators_are_left_as_they_were(saved: Path, tmp_path: Path) -> None:
