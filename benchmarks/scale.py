@@ -223,7 +223,7 @@ def main() -> None:
             for size in sizes
         ]
         cells.show(table, "Memory beyond the import, MB, of scoring a file by 8 draws")
-    n, rows = (20_000, 1000) if tiny else (1_000_000, 10_000)
+    n, rows = (20_000, 1000) if tiny else (300_000, 3000)
     if "chaos" in asked:
         cells.show([kept("chaos", {"n": n, "rows": rows, "kills": 3}, lambda: chaos(n, rows))], "Killed workers")
     if "engines" in asked:
