@@ -110,19 +110,33 @@ def read_pair(folder: str | PathLike, name: str) -> tuple[dict[str, Any], dict[s
     import safetensors.torch
 
     file = Path(folder) / f"{name}.json"
-    if file.exists() and file.stat().st_size > MAX_JSON:
-        raise ModelFileError(f"{file}: got {file.stat().st_size} bytes, expected at most {MAX_JSON}")
-    content = from_json(read_bytes(file), str(file))
+    raw = _read(file, MAX_JSON)
+    content = from_json(raw, str(file))
     rest = {key: value for key, value in content.items() if key != "sha256"} if isinstance(content, dict) else {}
-    if not rest or digest(to_json(rest).encode()) != content.get("sha256"):
+    try:
+        same = to_json(content).encode() == raw and digest(to_json(rest).encode()) == content["sha256"]
+        tensors = Path(folder) / _tensors_file(name, rest.pop("tensors")["sha256"])
+    except (ValueError, TypeError, KeyError):
+        same = False
+    if not same:
         raise ModelFileError(f"{file}: got content that is not what was written, expected it unchanged")
-    own = rest.pop("tensors")
-    tensors = Path(folder) / _tensors_file(name, own["sha256"])
-    packed = read_bytes(tensors)
-    if len(packed) != own["size"] or digest(packed) != own["sha256"]:
+    packed = _read(tensors, content["tensors"]["size"])
+    if digest(packed) != content["tensors"]["sha256"]:
         raise ModelFileError(f"{tensors}: got content that is not what was written, expected it unchanged")
     # own, aligned memory: kernels are chosen by it
     return rest, {key: value.clone() for key, value in safetensors.torch.load(packed).items()}
+
+
+def _read(file: Path, most: int) -> bytes:
+    """A file's content, of so many bytes at most."""
+    try:
+        if (size := file.stat().st_size) > most:
+            raise ModelFileError(f"{file}: got {size} bytes, expected at most {most}")
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise MissingFileError(f"{file}: no such file") from None
+    except OSError as error:
+        raise ModelFileError(f"{file}: could not be read: {error}") from error
 
 
 def _tensors_file(name: str, sha256: str) -> str:

@@ -45,7 +45,7 @@ def likelihood_regret(
     def regret(rows: Batch) -> tuple[Tensor, Tensor]:
         own = draws(vae, rows, num_draws, seed).log_weight
         best = posterior(vae, rows, "svi", num_draws, seed, steps=steps, lr=lr).log_weight
-        return own.mean(0) - best.mean(0), ((own.var(0) + best.var(0)) / num_draws).sqrt()
+        return own.mean(0) - best.mean(0), (_variance_of_mean(own) + _variance_of_mean(best)).sqrt()
 
     return _some_at_a_time(batch_of(vae, data), regret)
 
@@ -154,7 +154,7 @@ def aggregate_posterior(
         with reading(vae, seed):
             mixture = torch.cat([log_q.logsumexp(1) for _, log_q in log_q_of_rows(vae, rows, values, {})])
         log_density = mixture.view(found.z.shape[:2]) - math.log(len(rows.x))
-        return log_density.mean(0), log_density.std(0) / math.sqrt(num_draws)
+        return log_density.mean(0), _variance_of_mean(log_density).sqrt()
 
     return _some_at_a_time(batch_of(vae, data), density)
 
@@ -235,6 +235,12 @@ def _some_at_a_time(batch: Batch, read: Callable[[Batch], tuple[Tensor, Tensor]]
     parts = [read(batch.rows(slice(start, start + HELD))) for start in range(0, len(batch.x), HELD)]
     values, errors = (torch.cat(column).numpy(force=True) for column in zip(*parts))
     return values, errors
+
+
+def _variance_of_mean(values: Tensor) -> Tensor:
+    """Of the mean over draws (S, n), (n,): not known of one draw."""
+    draws = len(values)
+    return values.var(0) / draws if draws > 1 else torch.full_like(values[0], math.nan)
 
 
 def _expect_one(vae: Any, name: str) -> None:

@@ -4,18 +4,28 @@ Noise, and with it every step, is a function of (seed, step, row); the order of 
 generator whose state is kept. A fit that goes on is therefore the fit that was stopped, bit for bit.
 """
 
+import json
 import time
-from math import isnan, nan
+from math import ceil, isnan, nan
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyro
+import safetensors.torch
+import torch
 from torch import Tensor
 
 from ppl_vae.errors import MissingFileError, OptionError, number, whole
 from ppl_vae.files import read_pair, write_pair
+from ppl_vae.infer.elbo import restore, state_of
+from ppl_vae.infer.scope import remember
 
 NAME, FORMAT = "checkpoint", 1
+OWN = "pyro.param:"
+"""Marks parameters that a model's programs put into Pyro's store themselves."""
+GENERATORS = ("rows_before", "rows", "torch")
+"""Of the order of rows and their pixels, before this epoch and now; torch's own."""
 
 
 class State(NamedTuple):
@@ -56,16 +66,19 @@ class Checkpoint:
         by_steps = self.steps is not None and step - self.step >= self.steps
         return by_steps or time.monotonic() - self.at >= self.seconds
 
-    def write(self, fit: dict[str, Any], step: int, state: State) -> None:
+    def write(self, fit: dict[str, Any], step: int, state: State, here: bool = True) -> None:
         """Keep a state.
 
         Args:
             fit: what a fit has to be the same in, to go on from here.
+            step: of all fits.
+            here: whether by this process.
 
         Raises: ModelFileError where the folder cannot be written.
         """
-        content = {"format": FORMAT, "fit": fit, "numbers": without_nan(state.numbers)}
-        write_pair(self.folder, NAME, content, state.tensors)
+        if here:
+            content = {"format": FORMAT, "fit": fit, "numbers": without_nan(state.numbers)}
+            write_pair(self.folder, NAME, content, state.tensors)
         self.at, self.step = time.monotonic(), step
 
     def read(self, fit: dict[str, Any]) -> State | None:
@@ -85,6 +98,85 @@ class Checkpoint:
                 f"{fit.get(differs)!s:.100}; name another folder, or delete it to start anew"
             )
         return State(with_nan(content["numbers"]), tensors)
+
+
+def state_of_fit(run: Any, step: Any) -> State:
+    """All that the next step depends on."""
+    named = named_parameters(run.vae)
+    tensors = {f"model.{name}": value for name, value in run.vae.state_dict().items()}
+    tensors |= {f"own.{name}": p for name, p in named.items() if name.startswith(OWN)}
+    names = {id(p): name for name, p in named.items()}
+    for p, kept in step.optimizers():
+        tensors |= {f"optimizer.{what}.{names[id(p)]}": value for what, value in kept.items()}
+    tensors |= {f"best.{names[id(p)]}": value for p, value in run.best.kept}
+    tensors |= {f"objective.{name}": value for name, value in state_of(step.elbo).items()}
+    generators = (run.before, run.rows.noise.get_state(), torch.get_rng_state())
+    tensors |= dict(zip(GENERATORS, generators))
+    numbers = {
+        "first": run.first,
+        "step": step.number,
+        "epoch": run.epoch,
+        "sums": in_order(step.sums),
+        "history": [in_order(figures) for figures in run.history.epochs],
+        "ended": run.ended,
+        "stopped": run.history.stopped,
+        "best_epoch": run.history.best_epoch,
+        "best": [run.best.bound, run.best.epoch] if run.best.kept else None,
+        "seconds": time.perf_counter() - run.start,
+    }
+    return State(numbers, {name: value.clone() for name, value in tensors.items()})
+
+
+@torch.no_grad()
+def go_on(run: Any, step: Any, state: State) -> None:
+    """Put that back into a fit that is to begin."""
+    numbers, history = state.numbers, run.history
+    run.vae.load_state_dict(state.under("model."), strict=True)
+    store = pyro.get_param_store()
+    for name, value in state.under("own.").items():
+        if name.removeprefix(OWN) not in store:  # as the averages that Pyro's objectives keep there
+            store.setdefault(name.removeprefix(OWN), value.clone())
+    named = named_parameters(run.vae)
+    for name, value in state.under("own.").items():
+        named[name].copy_(value)
+    for name, value in state.under("optimizer.").items():
+        what, _, name = name.partition(".")
+        run.one.known.setdefault(named[name], {})[what] = value.to(named[name].device)
+    restore(step.elbo, state.under("objective."))
+    run.best.kept = [(named[name], value) for name, value in state.under("best.").items()]
+    if numbers["best"]:
+        run.best.bound, run.best.epoch = numbers["best"]
+    history.epochs = [dict(figures) for figures in numbers["history"]]
+    history.stopped, history.best_epoch = numbers["stopped"], numbers["best_epoch"]
+    run.order = tuple(state.tensors[name] for name in GENERATORS[:2])
+    torch.set_rng_state(state.tensors[GENERATORS[2]])
+    step.number, step.sums = numbers["step"], dict(numbers["sums"])
+    run.epoch, run.ended, run.spent = numbers["epoch"], numbers["ended"], numbers["seconds"]
+    run.done = step.number - run.first - (run.epoch - 1) * ceil(len(run.rows.train) / run.batch_size)
+    remember(run.vae)
+
+
+def named_parameters(vae: Any) -> dict[str, Tensor]:
+    """All parameters by name: the model's, and those that its programs themselves put into Pyro's store."""
+    named: dict[str, Tensor] = dict(vae.named_parameters())
+    known = set(map(id, named.values()))
+    return named | {OWN + k: p for k, p in pyro.get_param_store().named_parameters() if id(p) not in known}
+
+
+def packed(state: State | None) -> bytes:
+    """A state as bytes; none as no bytes."""
+    if state is None:
+        return b""
+    return safetensors.torch.save(state.tensors, {"numbers": json.dumps(without_nan(state.numbers))})
+
+
+def unpacked(raw: bytes) -> State | None:
+    """The other way round."""
+    if not raw:
+        return None
+    size = int.from_bytes(raw[:8], "little")
+    numbers = json.loads(raw[8 : 8 + size])["__metadata__"]["numbers"]
+    return State(with_nan(json.loads(numbers)), safetensors.torch.load(raw))
 
 
 def in_order(figures: dict[str, float]) -> list[list[Any]]:

@@ -63,6 +63,10 @@ class CompiledStep(TracedStep):
     """Steps of a fit by one compiled graph of many. Arguments and errors are those of `TracedStep`."""
 
     def __init__(self, eager: Any, size: int, like: "CompiledStep | None" = None) -> None:
+        if eager.ranks.size > 1:
+            raise Untraceable(
+                "the step is made of gradients that processes exchange; 'traced' leaves it out of the graph"
+            )
         self.update, self.kept = UPDATES[eager.one.name]
         super().__init__(eager, size, like)
         self._take_over()

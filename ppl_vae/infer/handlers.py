@@ -33,6 +33,7 @@ def surroundings(
     present: Tensor | None = None,
     supply: Callable[[Request], Tensor] | None = None,
     precision: str = "float32",
+    everyone: Tensor | None = None,
 ) -> Iterator[None]:
     """What every objective runs in: keyed noise, the weights of its terms, and who watches.
 
@@ -45,13 +46,20 @@ def surroundings(
         present: (b,) of bool, rows that count; None: all.
         supply: gives the noise that sites ask for, all of which then have to be drawn from it; None: by the keys.
         precision: in `PRECISIONS`, of the products of nets.
+        everyone: keys of all rows of the batch, where these are some of them.
     """
     if isinstance(elbo, TensorELBO):
         elbo.at(numbers, keys)
     with ExitStack() as handlers:  # outermost first: each then sees distributions that every plate has expanded
         handlers.enter_context(PRECISIONS[precision]())
         handlers.enter_context(
-            Keyed(keys, strict=supply is not None, reparameterized=target.reparameterized, supply=supply)
+            Keyed(
+                keys,
+                strict=supply is not None,
+                reparameterized=target.reparameterized,
+                supply=supply,
+                everyone=everyone,
+            )
         )
         handlers.enter_context(LatentScale(target.kl_weight(1.0) if kl_weight is None else kl_weight))
         handlers.enter_context(SharedScale(share))

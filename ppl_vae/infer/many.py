@@ -16,8 +16,10 @@ from ppl_vae.infer import graphs
 from ppl_vae.infer.compiled import CompiledStep
 from ppl_vae.infer.graphs import Untraceable
 from ppl_vae.infer.history import History
+from ppl_vae.infer.run import Run
+from ppl_vae.infer.steps import Plan
 from ppl_vae.infer.traced import OfStep, put_back
-from ppl_vae.infer.training import Plan, Run, fit
+from ppl_vae.infer.training import fit
 from ppl_vae.options import FitOptions
 
 log = logging.getLogger(__name__)

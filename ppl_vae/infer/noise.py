@@ -95,19 +95,20 @@ class Request(NamedTuple):
     first: int
 
 
-def requested(request: Request, keys: Tensor, shared: Tensor | None = None) -> Tensor:
+def requested(request: Request, keys: Tensor, shared: Tensor | None = None, everyone: Tensor | None = None) -> Tensor:
     """The noise that a site asked for, (draws, n, size), or (draws, 1, size) where it belongs to all rows.
 
     Args:
         keys: (n,) of the rows.
-        shared: (1,) key of sites of all rows; None: of all these rows together.
+        shared: (1,) key of sites of all rows; None: of all these rows together,
+        everyone: or of all of these.
     """
     if request.local:
         own = mix(keys + request.salt)
     elif shared is not None:
         own = mix(shared + request.salt)
     else:
-        own = mix(mix(keys + request.salt).sum(0, keepdim=True))
+        own = mix(mix((keys if everyone is None else everyone) + request.salt).sum(0, keepdim=True))
     return uniforms(mix(own + request.call) if request.call else own, request.draws, request.size, request.first)
 
 
@@ -158,6 +159,7 @@ class Keyed(Messenger):
         shared: (1,) int64, the key of sites outside the plate "data"; None: of all rows together.
         values: of sites that have been drawn already, by name.
         supply: gives the noise that is asked for; None: `requested`.
+        everyone: keys of all rows that sites outside the plate belong to, where the plate has some of them.
     """
 
     def __init__(
@@ -170,11 +172,12 @@ class Keyed(Messenger):
         shared: Tensor | None = None,
         values: Mapping[str, Tensor] = MappingProxyType({}),
         supply: Callable[[Request], Tensor] | None = None,
+        everyone: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.keys, self.first, self.strict, self.reparameterized = keys, first, strict, reparameterized
         self.values = values
-        self.supply = supply or (lambda request: requested(request, keys, shared))
+        self.supply = supply or (lambda request: requested(request, keys, shared, everyone))
         self.drawn: dict[str, int] = {}  # how many draws a site has had: a program run again goes on with the next
 
     def _pyro_sample(self, msg: Any) -> None:

@@ -58,6 +58,7 @@ class Objective(NamedTuple):
         trains_guide: whether it trains the guide; a history has no bound without.
         keeps: whether it keeps a state for each row, whose cells then have to stay as they are.
         tensors: particles to the same objective in tensors alone, where `make` gives one of Pyro's that is not.
+        tells_rows: whether it is known to be a sum over rows; of a user's own ELBO nothing is.
     """
 
     make: Make
@@ -77,6 +78,7 @@ class Objective(NamedTuple):
     trains_guide: bool = True
     keeps: bool = False
     tensors: Callable[[int], TensorELBO] | None = None
+    tells_rows: bool = True
 
     @property
     def needs(self) -> str:
@@ -408,7 +410,7 @@ def objective(choice: Any, particles: int | None = None) -> Objective:
             raise OptionError(f"particles: got {particles} with a factory of your own, expected them set inside it")
         if isinstance(choice, type):
             _refuse(choice)
-        return Objective(lambda particles: _elbo(choice), enumerated=lambda particles: _elbo(choice))
+        return Objective(lambda particles: _elbo(choice), enumerated=lambda particles: _elbo(choice), tells_rows=False)
     name, options = choice if isinstance(choice, tuple | list) and len(choice) == 2 else (choice, {})
     known = choose("objective", name, OBJECTIVES).options
     if not isinstance(options, dict) or options.keys() - known.keys():

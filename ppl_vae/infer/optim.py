@@ -46,6 +46,8 @@ class OneOptimizer(PyroOptim):
 
     Attributes:
         known: torch's state of parameters that have been stepped before, to go on from.
+        rows: that gradients are sums over.
+        sum: over processes, of gradients and loss; None: they are whole.
     """
 
     def __init__(self, name: str, lr: float, weight_decay: float, max_grad_norm: float | None) -> None:
@@ -63,15 +65,21 @@ class OneOptimizer(PyroOptim):
         self.factor = 1.0
         self.not_finite: list[Tensor] = []
         self.rows, self.loss, self.refused, self.grad_norm = 1, 0.0, False, torch.zeros(())
+        self.sum: Callable[[list[Tensor]], list[Tensor]] | None = None
 
     def __call__(self, params: Any, *args: Any, **kwargs: Any) -> None:
         optimizer = self._optimizer(params)
         parameters = [p for p in self.parameters if p.grad is not None]
         gradients: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
+        loss = self.loss
+        if self.sum is not None:
+            *sums, total = self.sum([*gradients, torch.tensor([loss]).to(gradients[0])])
+            torch._foreach_copy_(gradients, sums)
+            loss = float(total)
         if self.rows != 1:
             torch._foreach_mul_(gradients, 1.0 / self.rows)
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        self.refused = not (isfinite(self.loss) and bool(torch.isfinite(self.grad_norm)))
+        self.refused = not (isfinite(loss) and bool(torch.isfinite(self.grad_norm)))
         if self.refused:
             self.not_finite = [p for p, g in zip(parameters, gradients) if not torch.isfinite(g).all()]
             return

@@ -56,10 +56,12 @@ class Rows:
         """log |d encoded / d own| of the observed cells, mean over rows (b,)."""
         return float(self._jacobian[numbers].mean()) if isinstance(self._jacobian, Tensor) else self._jacobian
 
-    def take(self, numbers: Tensor) -> Batch:
-        """Rows (b, d), pixels drawn anew."""
+    def take(self, numbers: Tensor, part: slice = slice(None)) -> Batch:
+        """Rows (b, d), pixels drawn anew; a part of them, of the same pixels."""
+        if self.pixels is as_they_are:
+            return self.data.rows(numbers[part])
         rows = self.data.rows(numbers)
-        return rows._replace(x=self.pixels(rows.x, self.noise))
+        return rows._replace(x=self.pixels(rows.x, self.noise)).rows(part)
 
     def _permutation(self, n: int) -> Tensor:
         return torch.randperm(n, generator=self.noise, device=self.data.x.device)

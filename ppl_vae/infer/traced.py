@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, first_line
 from ppl_vae.infer import graphs
+from ppl_vae.infer.distributed import ALONE, Ranks
 from ppl_vae.infer.elbo import TensorELBO
 from ppl_vae.infer.graphs import Flat, Untraceable
 from ppl_vae.infer.handlers import Tally, surroundings
@@ -216,13 +217,18 @@ class TracedStep:
         elbo = target.traceable(eager.particles)
         if elbo is None or not target.per_row:
             raise Untraceable("the objective is not a sum over rows in tensors alone")
-        train = self.rows.train
-        self.size, self.taken = min(size, len(train)), 0
+        train, self.ranks = self.rows.train, eager.ranks
+        self.whole = min(size, len(train))
+        self.size, self.taken = math.ceil(self.whole / self.ranks.size), 0  # of this process's part
         self.loss = Loss(self.vae, target, elbo, eager.precision)
         self.agrees = AGREES[eager.precision]
         numbers, others = train[: self.size], train.flip(0)[: self.size]
         self.loss.ask(self.rows.data.rows(numbers))
-        self.together = self._together(math.ceil(len(train) / self.size))
+        if self.ranks.size > 1:
+            if not eager.shared or not all(request.local for request in self.loss.requests):
+                raise Untraceable("a batch is not the sum of what processes make of their rows")
+            self.one.sum = self.ranks.sum
+        self.together = self._together(math.ceil(len(train) / self.whole))
         self.trained = {name: value for name, value in named_tensors(self.vae).items() if value.requires_grad}
         if like is None:
             moving = [name for name, gradient in self._gradients(numbers)[1].items() if gradient is not None]
@@ -261,7 +267,7 @@ class TracedStep:
     def _check_batches(self) -> None:
         """Whole and short ones."""
         train = self.rows.train
-        for n in sorted({self.size, len(train) % self.size or self.size}):
+        for n in sorted({self.size, max(1, self.size // 2)}):
             self._check(train.flip(0)[:n])
 
     @property
@@ -298,7 +304,7 @@ class TracedStep:
                         p.grad = None
                     self.went(batches[:place], total)
                     self.refuse(data, own, numbers, place, kl_weights[place], history)
-                values.append(float(self.one.grad_norm) * len(numbers))
+                values.append(float(self.one.grad_norm) * int(of_step[1].sum()))
                 total = [one + other for one, other in zip(total, values)]
             self.went(batches, total)
             yield
@@ -312,15 +318,16 @@ class TracedStep:
     def went(self, batches: list[Tensor], sums: list[float]) -> None:
         """Take down steps on these batches."""
         self.number, self.taken = self.number + len(batches), self.taken + len(batches)
-        numbers = torch.cat([self.rows.train[:0], *batches])
-        own_units = self.rows.jacobian(numbers) * len(numbers) if batches else 0.0
+        numbers = torch.cat([self.rows.train[:0], *(own[self.ranks.part(len(own))] for own in batches)])
+        own_units = self.rows.jacobian(numbers) * len(numbers) if len(numbers) else 0.0
         for name, value in zip(SUMS, sums):
             self.sums[name] += value + (own_units if name in IN_OWN_UNITS else 0.0)
         self.sums["rows"] += len(numbers)
 
     def means(self) -> Sums:
         """Means over the rows since the last call, in the data's own units."""
-        means = {name: self.sums[name] / self.sums["rows"] for name in ("objective", "grad_norm", *FIGURES)}
+        sums = dict(zip(self.sums, self.ranks.total(*self.sums.values())))
+        means = {name: sums[name] / sums["rows"] for name in ("objective", "grad_norm", *FIGURES)}
         self.sums = self._none()
         return means
 
@@ -354,8 +361,10 @@ class TracedStep:
 
         Raises: NonFiniteError.
         """
-        self.eager.number = self.number
-        self.eager.on(data.rows(own.where[place][: len(numbers)]), numbers, kl_weight, history)
+        self.eager.number, part = self.number, self.ranks.part(len(numbers))
+        if part.start < part.stop:
+            mine = data.rows(own.where[place][: part.stop - part.start])
+            self.eager.on(mine, numbers, kl_weight, history, part)
         raise NonFiniteError(
             f"step {self.number}: got a loss or gradient that is not finite from the graph of a step alone; compiled=False "
             "may help",
@@ -374,26 +383,33 @@ class TracedStep:
         most = max(1, min(TOGETHER, NUMBERS // max(asked + width, 1)))
         return math.ceil(batches / math.ceil(batches / most))
 
-    def given(self, batches: list[Tensor], factors: list[float], kl_weights: list[float]) -> tuple[Batch, OfStep]:
+    def given(
+        self, batches: list[Tensor], factors: list[float], kl_weights: list[float], ranks: Ranks | None = None
+    ) -> tuple[Batch, OfStep]:
         """The data that some steps pick their rows from, and what belongs to each; filled up to so many steps."""
-        data, own, keys = self.places(batches, factors, kl_weights)
+        data, own, keys = self.places(batches, factors, kl_weights, ranks)
         return data, own._replace(noise=self.noise_of(keys, own.present))
 
     def places(
-        self, batches: list[Tensor], factors: list[float], kl_weights: list[float]
+        self, batches: list[Tensor], factors: list[float], kl_weights: list[float], ranks: Ranks | None = None
     ) -> tuple[Batch, OfStep, Tensor]:
         """As `given`, but keys (L, b) in the place of noise."""
         m, b = self.together, self.size
         sizes = [len(numbers) for numbers in batches]
-        numbers, place = torch.stack([filled(own, b) for own in batches]), torch.arange(b)[None]
-        present = place < torch.tensor(sizes)[:, None]
+        parts = [(self.ranks if ranks is None else ranks).part(n) for n in sizes]
+        mine = [numbers[part] for numbers, part in zip(batches, parts)]
+        # a process without rows of a short batch has one that does not count
+        numbers = torch.stack([filled(own if len(own) else whole[:1], b) for own, whole in zip(mine, batches)])
+        place, counts = torch.arange(b)[None], torch.tensor([len(own) for own in mine])[:, None]
+        present = place < counts
         if self.all_rows:
             data, where = self.rows.data, numbers
         else:
             data = self.rows.take(torch.cat(batches))
-            data = data._replace(**{k: filled(v, m * b) for k, v in data._asdict().items() if v is not None})
-            where = (torch.arange(len(batches))[:, None] * b + torch.where(present, place, 0)).to(numbers.device)
-        scalars = self._scalars(sizes, factors, kl_weights).to(data.x)
+            data = data._replace(**{k: filled(v, m * self.whole) for k, v in data._asdict().items() if v is not None})
+            first = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes) + torch.tensor([part.start for part in parts])
+            where = (first.clamp(max=len(data.x) - 1)[:, None] + torch.where(present, place, 0)).to(numbers.device)
+        scalars = self._scalars(sizes, factors, kl_weights, counts[:, 0]).to(data.x)
         keys = keys_by_step(numbers, self.eager.seed, range(self.number, self.number + len(batches)))
         where, present, scalars, keys = (filled(v.to(keys.device), m) for v in (where, present, scalars, keys))
         return data, OfStep(where, present, scalars, ()), keys
@@ -402,10 +418,10 @@ class TracedStep:
         """What the graph takes in for noise, of rows with these keys, (L, b)."""
         return tuple(v.contiguous() for v in self.prepare(*self.draw(keys, present, *self.noise.counted)))
 
-    def _scalars(self, sizes: list[int], factors: list[float], kl_weights: list[float]) -> Tensor:
+    def _scalars(self, sizes: list[int], factors: list[float], kl_weights: list[float], own: Tensor) -> Tensor:
         rows, factor, kl_weight = (torch.tensor(v, dtype=torch.float64) for v in (sizes, factors, kl_weights))
         t = torch.arange(self.taken + 1, self.taken + 1 + len(sizes), dtype=torch.float64)
-        lr, share = self.one.lr * factor, rows / len(self.rows.train)
+        lr, share = self.one.lr * factor, own.double() / len(self.rows.train)
         return torch.stack([kl_weight, share, rows, lr, 1 - 0.9**t, (1 - 0.999**t).sqrt()], 1)
 
     def _gradients_of(self, data: Batch, of_step: Any) -> tuple[Tensor, list[Tensor]]:
@@ -421,7 +437,7 @@ class TracedStep:
     def _write(self, numbers: Tensor, others: Tensor) -> None:
         """Write the step down, and part off what depends on noise alone."""
         self.by_programs(numbers)
-        (data, own), (other_data, other) = (self.given([rows], [1.0], [0.5]) for rows in (numbers, others))
+        (data, own), (other_data, other) = (self.given([rows], [1.0], [0.5], ALONE) for rows in (numbers, others))
         state, read = self.inputs.state, self.inputs.read(data)
         moved = [*(p * 1.001 + 1e-4 for p in self.parameters), *state[len(self.parameters) :]]
         flat = [*state, *read, *(v[0] for v in own.flat)]
@@ -441,7 +457,7 @@ class TracedStep:
         data = self.rows.data if self.all_rows else self.rows.take(numbers)
         n, device = len(numbers), numbers.device
         where = numbers if self.all_rows else torch.arange(n, device=device)
-        (scalars,) = self._scalars([n], [1.0], [0.5]).to(data.x)
+        (scalars,) = self._scalars([n], [1.0], [0.5], torch.tensor([n])).to(data.x)
         own = OfStep(where, torch.ones_like(where, dtype=torch.bool), scalars, self._once(numbers))
         read = [value.clone() for value in self.inputs.read(data)]
         with torch.no_grad():
@@ -508,7 +524,7 @@ class TracedStep:
     def _one(self, numbers: Tensor) -> tuple[Batch, OfStep]:
         """What one step on these rows takes in; `by_programs` then gets the same pixels."""
         at = self.rows.noise.get_state()
-        given = self.given([numbers], [1.0], [0.5])
+        given = self.given([numbers], [1.0], [0.5], ALONE)
         self.rows.noise.set_state(at)
         return given
 

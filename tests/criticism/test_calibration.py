@@ -24,6 +24,13 @@ def rows(n: int, seed: int) -> np.ndarray:
     return random.standard_t(5, (n, 3)) @ WEIGHTS + 0.5 * random.randn(n, 6)
 
 
+class Sums:
+    """A detector whose score of a row is the sum of its cells."""
+
+    def score_samples(self, x: np.ndarray) -> np.ndarray:
+        return np.nansum(x, 1)
+
+
 @pytest.fixture(scope="module")
 def ppca() -> Any:
     return pv.PPCA(3).fit(rows(200, 0))
@@ -133,6 +140,27 @@ def test_other_levels_without_another_fit(ppca: Any) -> None:
     assert calibration.at(0.1, "conditional").threshold < calibration.at(0.1).threshold
 
 
+def test_the_delta_that_is_asked_for() -> None:
+    """Quantiles of the Beta by hand, of 60 calibration rows that score 0 to 59."""
+    scores = np.array([-1.0, 2.5, 7.0, 58.5])
+    counts = np.array([0, 3, 8, 59])
+    given = calibrate(Sums(), np.arange(60.0)[:, None], level=0.1, rule="conditional", delta=0.3)
+    for calibration, delta in ((given, 0.3), (given.at(0.1), 0.3), (given.at(0.1, delta=0.02), 0.02)):
+        p = stats.beta.ppf(1 - delta, counts + 1, 60 - counts)
+        np.testing.assert_allclose(calibration.p_values(scores[:, None]), p, rtol=1e-9)
+        flagged = (stats.beta.ppf(1 - delta, np.arange(60) + 1, 60 - np.arange(60)) <= 0.1).sum()
+        assert calibration.threshold == flagged - 1
+    assert given.threshold > given.at(0.1, delta=0.02).threshold
+
+
+def test_the_threshold_is_of_the_most_frequent_cells() -> None:
+    """Of three patterns, whose scores are far apart, by hand: the sixth lowest of 119 at level 0.05."""
+    x = np.zeros((317, 3))
+    x[:, 2] = np.arange(317.0)
+    x[:99, 0] = x[99:218, 1] = np.nan
+    assert calibrate(Sums(), x, level=0.05).threshold == 99 + 5
+
+
 def test_too_few_rows_are_told(ppca: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "ppl_vae"):
         assert not calibrate(ppca, rows(15, 6), level=0.05).predict(100 * rows(3, 1)).any()
@@ -194,6 +222,15 @@ def test_select_is_benjamini_and_hochberg(ppca: Any) -> None:
     assert expected[60:].mean() > 0.5
 
 
+def test_rows_at_the_very_bound_of_a_selection_are_picked() -> None:
+    """17 of 50 rows score above 16 of 499 calibration rows: p = 17 / 500 = 0.1 * 17 / 50. One of them less, and none is."""
+    calibration = calibrate(Sums(), np.arange(499.0)[:, None])
+    new = np.repeat([15.5, 1000.0], [17, 33])[:, None]
+    assert calibration.p_values(new).tolist() == [17 / 500] * 17 + [1.0] * 33
+    assert calibration.select(new, 0.1).tolist() == [True] * 17 + [False] * 33
+    assert not calibration.select(np.concatenate([new[1:], new[-1:]]), 0.1).any()
+
+
 # ---- rows with holes
 
 
@@ -232,6 +269,10 @@ def test_cells_that_no_calibration_row_has_are_simulated(with_holes: Any, caplog
     fold = Fold(with_holes, with_holes.batch(normal), OPTIONS)
     found, kind = fold.reference(np.ones(7, bool))
     assert len(found) == 2000 and kind == "simulated"
+    simulated = pv.generate(with_holes, 2000, OPTIONS["seed"]).x
+    simulated[:, 5] = np.nan  # as of the rows that are judged
+    found, kind = fold.reference(np.array([True] * 5 + [False, True]))
+    np.testing.assert_allclose(found, np.sort(pv.score(with_holes, simulated, **OPTIONS).values), rtol=1e-6)
     with caplog.at_level(logging.WARNING, "ppl_vae"):
         decisions = calibrate(with_holes, normal, num_draws=2).decide(rows(3, 1))
     assert decisions.against.tolist() == ["simulated"] * 3 and "no level is promised" in caplog.text
@@ -242,18 +283,24 @@ def test_patterns_and_hidden_cells() -> None:
     batch = pv.Batch(torch.ones(3, 2), mask, label=torch.tensor([0, -1, 2]))
     found, which = patterns(batch)
     assert found[which].tolist() == [[True, False, True], [True, True, False], [True, False, True]]
-    rest = hidden(batch.rows(slice(1, 2)), np.array([False, True, False]))
-    assert rest.x.tolist() == [[0.0, 1.0]] and rest.label.tolist() == [-1]
-    assert rest.mask is not None and rest.mask.tolist() == [[False, True]]
+    rest = hidden(batch.rows(slice(1, 3)), np.array([False, True, False]))
+    assert rest.x.tolist() == [[0.0, 1.0]] * 2 and rest.label.tolist() == [-1, -1]
+    assert rest.mask is not None and rest.mask.tolist() == [[False, True]] * 2
+    assert hidden(batch, np.array([True, True, False])).label.tolist() == [-1, -1, -1]
+    assert hidden(batch, np.array([True, False, True])).label.tolist() == [0, -1, 2]
 
 
 # ---- what is not known
 
 
 def test_decisions_within_the_error_of_a_score_are_unsure(ppca: Any) -> None:
-    """With few draws many, with many draws few; those that 200 times as many draws turn are nearly all among them."""
+    """Two standard errors around the threshold. With few draws many, with many draws few; those that 200 times as many draws
+    turn are nearly all among them."""
     normal, new = rows(400, 6), rows(1000, 17) * 1.5
-    few = calibrate(ppca, normal, level=0.2, num_draws=5).decide(new)
+    calibration = calibrate(ppca, normal, level=0.2, num_draws=5)
+    few, threshold = calibration.decide(new), calibration.threshold
+    low, high = few.scores - 2 * few.mcse, few.scores + 2 * few.mcse
+    np.testing.assert_array_equal(few.unsure, (low < threshold) & (high >= threshold))
     reference = np.sort(pv.score(ppca, normal, num_draws=5).values)
     many = pv.score(ppca, new, num_draws=1000, seed=1).values
     turned = (p_values("conformal", [reference], [many], 0.1) <= 0.2) != few.anomalous
@@ -266,30 +313,54 @@ def test_decisions_within_the_error_of_a_score_are_unsure(ppca: Any) -> None:
 
 
 def test_folds_judge_by_models_that_have_not_seen_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each fold's rows are all but those that its model was fitted to; of normal rows at most twice the level is flagged,
-    plus 4 standard errors of the Beta-binomial, and about the level."""
-    x, new, fitted_to = rows(150, 18), rows(1000, 19), []
+    """By hand: each fold's model scores the new rows and its fold's own, none of which it was fitted to; p-values are means
+    over folds. Marked rows are in no fold, nor in what a model is fitted to."""
+    x, new, labels, fitted = rows(61, 18), rows(200, 19), np.zeros(61, int), []
+    labels[::6] = 1
+    x[labels == 1] += 30
     make = partial(pv.build, x, latent=3, hidden=(), scale="shared")
-    candidate = pv.Candidate(lambda seed: make(seed=seed), epochs=60, lr=3e-2, batch_size=32, valid=0.0, compiled=False)
+    candidate = pv.Candidate(lambda seed: make(seed=seed), epochs=3, lr=3e-2, valid=0.0, compiled=False)
 
     def watched(vae: Any, batch: pv.Batch, **options: Any) -> Any:
-        fitted_to.append(batch.x)
+        fitted.append((vae, batch.x))
         return pv.fit(vae, batch, **options)
 
     monkeypatch.setattr("ppl_vae.criticism.calibration.fit", watched)
-    calibration = calibrate(candidate, x, level=0.1, folds=3, num_draws=4)
-    assert calibration.rows == 150 and len(calibration.folds) == 3 and "twice the level" in calibration.guarantee
-    sizes = [len(fold.batch.x) for fold in calibration.folds]
-    assert sizes == [50, 50, 50]
-    together = torch.cat([fold.batch.x for fold in calibration.folds])
-    assert len(torch.unique(together, dim=0)) == 150
-    for fold, rest in zip(calibration.folds, fitted_to):
-        assert len(rest) == 100 and len(torch.unique(torch.cat([fold.batch.x, rest]), dim=0)) == 150
-    rate = calibration.predict(new).mean()
-    assert abs(rate - 0.1) < 4 * stats.betabinom(1000, 15, 136).std() / 1000
+    calibration = calibrate(candidate, x, level=0.1, labels=labels, folds=3, num_draws=4)
+    assert calibration.rows == 50 and [len(fold.batch.x) for fold in calibration.folds] == [17, 17, 16]
+    normal = as_set(fitted[0][0].batch(x[labels == 0]).x)
+    assert as_set(torch.cat([fold.batch.x for fold in calibration.folds])) == normal and len(normal) == 50
+    by_model = []
+    for fold, (vae, rest) in zip(calibration.folds, fitted, strict=True):
+        assert fold.vae is vae and len(rest) + len(fold.batch.x) == 50
+        assert as_set(rest) | as_set(fold.batch.x) == normal
+        own, scores = pv.score(vae, fold.batch, **OPTIONS).values, pv.score(vae, new, **OPTIONS)
+        p = (1 + (own <= scores.values[:, None]).sum(1)) / (len(own) + 1)
+        by_model.append((p, scores.values, scores.mcse))
+    p, scores, mcse = np.mean(by_model, 0)
+    decisions = calibration.decide(new)
+    np.testing.assert_allclose(decisions.p_values, p, rtol=1e-12)
+    np.testing.assert_allclose(decisions.scores, scores, rtol=1e-12)
+    np.testing.assert_allclose(decisions.mcse, mcse, rtol=1e-12)
+    np.testing.assert_array_equal(decisions.anomalous, p <= 0.1)
+    assert ((p > 0.1) & (p <= 0.2)).any() and (p <= 0.1).any()
     with pytest.raises(pv.OptionError, match="threshold: got several folds"):
         _ = calibration.threshold
-    assert "in 3 folds" in repr(calibration)
+    assert "in 3 folds" in repr(calibration) and "twice the level" in calibration.guarantee
+
+
+def as_set(x: torch.Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in x.tolist()}
+
+
+def test_of_folds_the_weakest_comparison_is_told(with_holes: Any) -> None:
+    """Rows without their first cell: one fold has the same, one has more cells, and one lacks another."""
+    same, more, other = rows(40, 16), rows(40, 16), rows(40, 16)
+    same[:, 0] = other[:, 1] = np.nan
+    folds = [Fold(with_holes, with_holes.batch(x), OPTIONS) for x in (same, more, other)]
+    for chosen, weakest in (((0, 1), "hidden"), ((1, 0), "hidden"), ((0, 2), "simulated"), ((2, 1), "simulated")):
+        calibration = Calibration(tuple(folds[j] for j in chosen), 0.1, "conformal", 0.1)
+        assert calibration.decide(same[:3]).against.tolist() == [weakest] * 3
 
 
 def test_wrong_options(ppca: Any) -> None:
@@ -322,8 +393,9 @@ def test_wrong_options(ppca: Any) -> None:
             calibrate(vae, x, **options)
     with pytest.raises(pv.OptionError, match=r"fdr: got 1\.5"):
         calibrate(ppca, x).select(x, fdr=1.5)
-    with pytest.raises(pv.OptionError, match="select: got the rule 'conditional'"):
-        calibrate(ppca, x, rule="conditional").select(x)
+    for rule in ("conditional", "tail"):
+        with pytest.raises(pv.OptionError, match=f"select: got the rule '{rule}'"):
+            calibrate(ppca, rows(100, 6), rule=rule).select(x)
     with pytest.raises(pv.DataError, match="got a Batch of 3 columns"):
         calibrate(ppca, pv.Batch(torch.zeros(5, 3)))
     with pytest.raises(pv.OptionError, match="background: got a model of other columns or scales"):

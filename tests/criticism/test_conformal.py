@@ -135,3 +135,35 @@ def test_a_tail_has_no_end() -> None:
     assert tail is not None and tail.shape == 0
     below = np.array([-0.1, 0.0, 0.001])
     assert (tail.below(below) > below.clip(0)).all() and (tail.below(below) > 0).all()
+
+
+@pytest.mark.parametrize(("n", "few"), [(100, 20), (500, 67)])
+def test_a_tail_starts_at_the_first_score_above_those_it_is_fitted_to(n: int, few: int) -> None:
+    """By hand: the lowest min(n / 5, 3 sqrt(n)) scores, whose share lies below the next. Their law ends here, and the
+    exponential one in its place has the mean of the excesses, which is not their median."""
+    scores = np.arange(n) ** 0.5
+    tail = Tail.of(scores)
+    assert tail is not None
+    assert tail == (few**0.5, few / n, 0.0, pytest.approx((few**0.5 - scores[:few]).mean(), rel=1e-12))
+    np.testing.assert_allclose(tail.below(scores[[few]]), (scores < tail.start).mean(), rtol=1e-12)
+
+
+def test_a_tail_never_raises_a_p_value() -> None:
+    """Below even spacing the exponential law finds 1.8 % where 1 / (n + 1) = 0.2 % is proven."""
+    reference, scores = np.arange(500.0), np.array([-0.5, -40.0, -400.0])
+    tail = Tail.of(reference)
+    assert tail is not None
+    below = tail.below(scores)
+    assert below[0] > below[1] > 1 / 501 > below[2]
+    np.testing.assert_array_equal(p_values("tail", [reference], [scores], 0.1), [1 / 501, 1 / 501, below[2]])
+
+
+def test_a_tails_threshold_is_never_above_the_lowest_score() -> None:
+    """Just below the resolution, 0.9 / (n + 1), and with one score far out: the law would flag rows that lie above that
+    one, whose p-values are 2 / (n + 1)."""
+    reference, level = np.concatenate([[-1000.0], np.arange(500.0)]), 0.9 / 502
+    tail = Tail.of(reference)
+    assert tail is not None and tail.at(level) > reference[0]
+    assert threshold("tail", reference, level, 0.1) == reference[0]
+    scores = np.array([-1000.1, -1000.0, tail.at(level) - 1])
+    assert (p_values("tail", [reference], [scores], 0.1) <= level).tolist() == [True, False, False]

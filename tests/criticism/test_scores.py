@@ -157,6 +157,14 @@ def test_threshold_flags_the_share_asked_for():
             scores.threshold(bad)
 
 
+def test_a_threshold_among_impossible_rows_is_finite():
+    """Of 1000 rows 50 are at -inf, and 49.45 rows should lie below: between -inf and a number there is no other, so that
+    all 50 are flagged."""
+    values = np.concatenate([RANDOM.randn(950), np.full(50, -np.inf)])
+    threshold = Scores(values, np.zeros(1000), "elbo").threshold(0.0495)
+    assert threshold == values[:950].min() and (values < threshold).sum() == 50
+
+
 def test_bad_options(linear):
     with pytest.raises(pv.OptionError, match="'likelihood', expected one of 'reconstruction_probability'"):
         score(linear, X, "likelihood")

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import ppl_vae as pv
-from ppl_vae.infer.training import Run
+from ppl_vae.infer.run import Run
 
 RANDOM = np.random.RandomState(0)
 X = (RANDOM.randn(150, 2) @ RANDOM.randn(2, 5) + 0.5 * RANDOM.randn(150, 5)).astype("float32")
@@ -75,11 +75,11 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "pixels": (lambda: small(GREY, likelihood="bernoulli"), GREY, {"binarize": "stochastic"}),
     "weights": (lambda: small(weights="normal"), X, {}),
     "own": (own, X, {}),
-    "traced": (small, X, {"compiled": "traced"}),
+    "traced": (small, X, {"compiled": "traced", "batch_size": 2, "epochs": 2}),
     "traced pixels": (
         lambda: small(GREY, likelihood="bernoulli"),
         GREY,
-        {"binarize": "stochastic", "compiled": "traced"},
+        {"binarize": "stochastic", "compiled": "traced", "batch_size": 2, "epochs": 2},
     ),
 }
 
@@ -122,12 +122,11 @@ def test_a_fit_that_was_stopped_ends_where_it_would_have(
     undisturbed = make()
     expected = pv.fit(undisturbed, data, **options)
     steps = int(undisturbed.steps)
-    if options["compiled"] == "traced":
-        options["batch_size"], kept = 2, 1  # 64 steps and more an epoch, in several calls of the graph
-        undisturbed = make()
-        expected, steps = pv.fit(undisturbed, data, **options), 4 * 2
     wanted = everything(undisturbed)
-    for kept, stop in ((1, 1), (1, 3), (2, 5), (1, steps)):
+    stops = [(1, 1), (1, 3), (2, 5), (1, steps)]
+    if options["compiled"] == "traced":  # 68 steps an epoch, in two calls of the graph
+        stops = [(1, 1), (1, 2)]
+    for kept, stop in stops:
         folder = tmp_path / f"{kept}-{stop}"
         again = {**options, "checkpoint": folder, "checkpoint_steps": kept}
         patch = stop_after(monkeypatch, stop)
@@ -151,11 +150,10 @@ def test_a_compiled_fit_goes_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     undisturbed = small()
     expected = pv.fit(undisturbed, X, **options)
     again = {**options, "checkpoint": tmp_path, "checkpoint_steps": 1}
-    for stop in (1, 2):
-        patch = stop_after(monkeypatch, stop)
-        with pytest.raises(Stopped):
-            pv.fit(small(), X, **again)
-        patch.__exit__(None, None, None)
+    patch = stop_after(monkeypatch, 3)
+    with pytest.raises(Stopped):
+        pv.fit(small(), X, **again)
+    patch.__exit__(None, None, None)
     vae = small()
     history = pv.fit(vae, X, **again)
     assert all(torch.equal(v, undisturbed.state_dict()[name]) for name, v in vae.state_dict().items())
@@ -182,7 +180,7 @@ torch.set_num_threads(1)
 folder, x = sys.argv[1], np.load(sys.argv[1] + "/x.npy")
 vae = pv.build(x, latent=2, hidden=(8,))
 say = lambda vae, history: print(len(history), flush=True)
-pv.fit(vae, x, epochs=300, batch_size=32, progress=False, compiled=False, callbacks=[say], checkpoint=folder + "/kept",
+pv.fit(vae, x, epochs=40, batch_size=32, progress=False, compiled=False, callbacks=[say], checkpoint=folder + "/kept",
     checkpoint_steps=1)
 pv.save(vae, folder + "/model")
 """
@@ -209,7 +207,7 @@ def test_a_process_that_was_killed_goes_on(kill: int, tmp_path: Path) -> None:
     _, errors = (second := started(tmp_path)).communicate(timeout=120)
     assert second.returncode == 0, errors
     undisturbed = small()
-    pv.fit(undisturbed, X, epochs=300, batch_size=32, progress=False, compiled=False)
+    pv.fit(undisturbed, X, epochs=40, batch_size=32, progress=False, compiled=False)
     back = pv.load(tmp_path / "model")
     assert all(torch.equal(v, undisturbed.state_dict()[name]) for name, v in back.state_dict().items())
 
@@ -324,5 +322,5 @@ def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> Non
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_ours(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(pv.ModelFileError, match="the checkpoint could not be written"):
+    with pytest.raises(pv.ModelFileError, match=r"could not be (read|written)"):
         pv.fit(small(), X, checkpoint=tmp_path / "file", **OPTIONS)

@@ -9,8 +9,8 @@ import ppl_vae as pv
 from ppl_vae.infer.handlers import surroundings
 from ppl_vae.infer.noise import step_keys
 from ppl_vae.infer.objectives import OBJECTIVES, objective
+from ppl_vae.infer.run import VALIDATION
 from ppl_vae.infer.scope import isolated
-from ppl_vae.infer.training import VALIDATION
 
 GREY = (load_digits().data[:300] / 16).astype("float32")
 BITS = (GREY > 0.5).astype("float32")

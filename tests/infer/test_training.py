@@ -15,8 +15,8 @@ from ppl_vae.infer.noise import Keyed, step_keys
 from ppl_vae.infer.objectives import objective
 from ppl_vae.infer.optim import OPTIMIZERS, SCHEDULES, cosine
 from ppl_vae.infer.rows import stochastic
+from ppl_vae.infer.run import VALIDATION
 from ppl_vae.infer.scope import isolated
-from ppl_vae.infer.training import VALIDATION
 
 RANDOM = np.random.RandomState(0)
 X = (RANDOM.randn(300, 2) @ RANDOM.randn(2, 5) + 0.5 * RANDOM.randn(300, 5) + 1).astype("float32")

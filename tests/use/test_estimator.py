@@ -54,6 +54,29 @@ def test_scores_are_the_mean_of_members_made_comparable(detector: VAEDetector) -
     assert (detector.predict(X) == -1).mean() == 0.1
 
 
+def test_members_by_another_score() -> None:
+    """By hand, as above, where members disagree: the mean of both, not the lower one."""
+    fitted = VAEDetector(**{**QUICK, "steps": 8, "scoring": "elbo", "contamination": 0.3}).fit(X)
+    own, new = [], []
+    for vae, _, _ in fitted.members_:
+        known, strange = (pv.score(vae, rows, "elbo", num_draws=8).values for rows in (X, STRANGE))
+        low, middle = np.quantile(known, (0.1, 0.5))
+        own.append((known - middle) / (middle - low))
+        new.append((strange - middle) / (middle - low))
+    np.testing.assert_allclose(fitted.score_samples(STRANGE), (new[0] + new[1]) / 2, rtol=1e-9)
+    np.testing.assert_allclose(fitted.offset_, np.quantile((own[0] + own[1]) / 2, 0.3), rtol=1e-9)
+
+
+def test_each_member_has_a_seed_of_its_own() -> None:
+    """Two of each of two kinds: no decoder is like another of its kind."""
+    members = VAEDetector(**{**QUICK, "steps": 1, "seeds": 2}).fit(X).members_
+    first, second, *others = (member.vae.state_dict() for member in members)
+    for one, two in ((first, others[0]), (second, others[1])):
+        weights = [name for name in one if name.startswith("decoder") and name.endswith("weight")]
+        assert one.keys() == two.keys() and first.keys() != second.keys()
+        assert weights and not any(torch.isclose(one[name], two[name]).all() for name in weights)
+
+
 def test_it_finds_what_is_strange(detector: VAEDetector) -> None:
     """Rows of the same scales without the two factors."""
     scores = detector.score_samples(np.concatenate([X, STRANGE]))
@@ -138,11 +161,15 @@ def test_a_row_beyond_what_floats_hold_is_the_least_normal() -> None:
         assert (pv.score(wide, far, scoring).values == -np.inf).all(), scoring
 
 
-def test_of_many_rows_some_say_what_is_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_rows_random_ones_say_what_is_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """100 of 300 rows, the first of which are the least strange: about a tenth of all rows is flagged, within 4 standard
+    deviations of the share below an order statistic of rows without replacement, 0.025; fails by chance at 1e-4."""
     monkeypatch.setattr("ppl_vae.use.estimator.USUAL", 100)
-    for x in (X, pd.DataFrame(X, columns=list("abcde")).assign(kind="u")):
-        fitted = VAEDetector(**QUICK).fit(x)
-        assert 0.02 < (fitted.predict(x) == -1).mean() < 0.25
+    x = X[(X**2).sum(1).argsort()]
+    sd = (0.1 * 0.9 / 100 * (1 - 100 / 300)) ** 0.5
+    for data in (x, pd.DataFrame(x, columns=list("abcde")).assign(kind="u")):
+        fitted = VAEDetector(**{**QUICK, "steps": 8}).fit(data)
+        assert abs((fitted.predict(data) == -1).mean() - 0.1) < 4 * sd
 
 
 @pytest.mark.parametrize(
@@ -170,6 +197,14 @@ def test_trimmed_rows_are_left_out_of_a_second_fit(detector: VAEDetector) -> Non
         VAEDetector(trim=1).fit(X)
 
 
+def test_the_offset_of_a_trimmed_fit_is_of_its_second_members() -> None:
+    """A tenth of all training rows is below, those that were trimmed among them."""
+    both = np.concatenate([X, 3 * STRANGE[:33]])
+    fitted = VAEDetector(**{**QUICK, "steps": 8, "trim": 0.2}).fit(both)
+    np.testing.assert_allclose(fitted.offset_, np.quantile(fitted.score_samples(both), 0.1), rtol=1e-6)
+    assert (fitted.predict(both) == -1).sum() == 34
+
+
 def test_errors_and_explanations_name_columns() -> None:
     frame = pd.DataFrame(X, columns=["age", "b", "c", "d", "e"])
     fitted = VAEDetector(**QUICK).fit(frame)
@@ -193,14 +228,18 @@ def test_wrong_contamination(contamination: Any) -> None:
 
 
 def test_in_pyods_shape() -> None:
-    """Higher = more anomalous; labels 0 and 1."""
-    plain, found = VAEDetector(**QUICK).fit(X), PyODDetector(0.1, VAEDetector(**QUICK)).fit(X)
+    """Higher = more anomalous; labels 0 and 1; a share of anomalies that is its own, not the detector's."""
+    quick = VAEDetector(**{**QUICK, "steps": 8})
+    plain, found = clone(quick).fit(X), PyODDetector(0.2, quick).fit(X)
     np.testing.assert_array_equal(found.decision_function(STRANGE), -plain.score_samples(STRANGE))
     np.testing.assert_array_equal(found.decision_scores_, -plain.score_samples(X))
     np.testing.assert_array_equal(found.labels_, found.predict(X))
-    assert found.labels_.sum() == 30 and set(found.predict(STRANGE)) <= {0, 1}
-    proba = found.predict_proba(STRANGE)
-    assert proba.shape == (60, 2) and (proba >= 0).all() and np.allclose(proba.sum(1), 1)
-    assert clone(found).get_params()["contamination"] == 0.1
+    own, new = -plain.score_samples(X), -plain.score_samples(STRANGE)
+    np.testing.assert_allclose(found.threshold_, np.quantile(own, 0.8), rtol=1e-6)
+    np.testing.assert_array_equal(found.predict(STRANGE), (new > found.threshold_).astype(int))
+    assert found.labels_.sum() == 60 and set(found.predict(STRANGE)) == {0, 1}
+    place = ((new - own.min()) / (own.max() - own.min())).clip(0, 1)
+    np.testing.assert_allclose(found.predict_proba(STRANGE), np.stack([1 - place, place], 1), rtol=1e-9)
+    assert clone(found).get_params()["contamination"] == 0.2
     calibration = pv.calibrate(found, X[:99], level=0.1)
     assert calibration.threshold == pv.calibrate(plain, X[:99], level=0.1).threshold
