@@ -77,6 +77,9 @@ if TYPE_CHECKING:
     from ppl_vae.model.linear import PPCA as PPCA
     from ppl_vae.model.vae import VAE as VAE
     from ppl_vae.use.estimator import VAEDetector as VAEDetector
+    from ppl_vae.use.scale import Manifest as Manifest
+    from ppl_vae.use.scale import impute_files as impute_files
+    from ppl_vae.use.scale import score_files as score_files
     from ppl_vae.use.store import load as load
     from ppl_vae.use.store import save as save
 
@@ -118,6 +121,7 @@ _HOMES = {
     "model.linear": "PCA PPCA",
     "model.vae": "VAE",
     "use.estimator": "VAEDetector",
+    "use.scale": "Manifest impute_files score_files",
     "use.store": "load save",
 }
 _MODULES = {"datasets": "data.datasets", "plots": "criticism.plots", "testing": "testing"}

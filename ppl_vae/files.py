@@ -111,8 +111,8 @@ def write_pair(folder: str | PathLike, name: str, content: Mapping[str, Any], te
     try:
         write_bytes(folder / own, packed)
         write_text(folder / f"{name}.json", to_json({**whole, "sha256": digest(to_json(whole).encode())}))
-        tensors_file = rf"{re.escape(name)}-[0-9a-f]{{16}}\.safetensors"
-        ours = rf"{tensors_file}|\.({re.escape(name)}\.json|{tensors_file})\.\w{{8}}"  # the last: of a process that was killed
+        files = rf"{re.escape(name)}-[0-9a-f]{{16}}\.safetensors"
+        ours = rf"{files}|\.({re.escape(name)}\.json|{files})\.\w{{8}}"  # the last: of a process that was killed
         for stale in folder.iterdir():
             if re.fullmatch(ours, stale.name) and stale.name != own:
                 stale.unlink()

@@ -1,6 +1,6 @@
 """Missing cells: drawn many times from p(missing | observed), and filled once by what is most expected."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Any, NamedTuple
@@ -105,6 +105,40 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
     num_draws, candidates = whole("num_draws", num_draws), whole("candidates", candidates)
     if candidates < num_draws:
         raise OptionError(f"candidates: got {candidates}, expected at least num_draws = {num_draws}")
+    rows, missing, found = _resampled(vae, data, num_draws, candidates, seed, told_apart)
+    ess = np.full(len(missing), np.nan)
+    ess[rows] = found.ess
+    schema = vae.schema
+    points = _cells(schema, rows, missing[rows], found.point)
+    cells = _cells(schema, rows, missing[rows], found.drawn)
+    names = schema.named(read(data)).names
+    return Imputed(
+        filled(data, points, names), _arviz(schema, cells, num_draws, seed), ess, num_draws, data, cells, names
+    )
+
+
+def fill_each(vae: Any, data: Any, seed: int = 0, candidates: int = 1000) -> Any:
+    """The data with each hole filled once, as `impute(...).frame`, by a function of row, model and seed alone.
+
+    Rows with equal observed cells are filled alike, where `impute` tells them apart by their order.
+
+    Args:
+        vae, data, seed, candidates: as in `impute`.
+
+    Raises: as `impute`.
+    """
+    rows, missing, found = _resampled(vae, data, 1, candidates, seed, lambda keys: keys)
+    return filled(data, _cells(vae.schema, rows, missing[rows], found.point), vae.schema.named(read(data)).names)
+
+
+def _resampled(
+    vae: Any, data: Any, num_draws: int, candidates: int, seed: int, keyed: Callable[[Tensor], Tensor]
+) -> tuple[np.ndarray, np.ndarray, "Filled"]:
+    """The rows (r,) with holes, which cells (n, d) are missing, and what these rows are filled with.
+
+    Args:
+        keyed: keys of rows to those that their noise goes by.
+    """
     batch, schema = batch_of(vae, data), vae.schema
     if schema is None or not schema.nullable:
         raise OptionError("impute: got a model without nullable columns, expected one built with nullable=...")
@@ -112,29 +146,24 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
     if known.point or not known.proper:
         raise OptionError("impute: got a point posterior or an improper prior, whose draws have no weights")
     assert batch.mask is not None  # of a model with nullable columns
-    holes = ~batch.mask
-    where = holes.any(1).nonzero()[:, 0]
-    ess = np.full(len(holes), np.nan)
-    points: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    cells: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    if len(where):
-        programs, few = Candidates(vae), batch.rows(where)
-        with reading(vae, seed):
-            check(vae, few)
-            keys = told_apart(row_keys(few, seed))
-            blocks = row_blocks(programs, few, candidates, seed, programs.observe, strict=False, keys=keys)
-            parts = [programs.resample(block, num_draws) for block in blocks]
-        point, drawn, found = (np.concatenate(part, axis) for part, axis in zip(zip(*parts), (0, 1, 0)))
-        rows, missing = where.cpu().numpy(), holes[where].cpu().numpy()
-        ess[rows] = found
-        for j in np.flatnonzero(missing.any(0)).tolist():
-            here = missing[:, j]
-            points[schema.names[j]] = rows[here], own(schema, j, point[here, j])
-            cells[schema.names[j]] = rows[here], own(schema, j, drawn[:, here, j])
-    names = schema.named(read(data)).names
-    return Imputed(
-        filled(data, points, names), _arviz(schema, cells, num_draws, seed), ess, num_draws, data, cells, names
-    )
+    missing = ~batch.mask.cpu().numpy()
+    where = np.flatnonzero(missing.any(1))
+    if not len(where):
+        d = missing.shape[1]
+        return where, missing, Filled(np.empty((0, d)), np.empty((num_draws, 0, d)), np.empty(0))
+    programs, few = Candidates(vae), batch.rows(torch.from_numpy(where).to(batch.x.device))
+    with reading(vae, seed):
+        check(vae, few)
+        keys = keyed(row_keys(few, seed))
+        blocks = row_blocks(programs, few, candidates, seed, programs.observe, strict=False, keys=keys)
+        parts = [programs.resample(block, num_draws) for block in blocks]
+    return where, missing, Filled(*(np.concatenate(part, axis) for part, axis in zip(zip(*parts), (0, 1, 0))))
+
+
+def _cells(schema: Schema, rows: np.ndarray, missing: np.ndarray, encoded: np.ndarray) -> Cells:
+    """Own values of the missing cells (r, d) of some rows, from encoded ones (..., r, d)."""
+    places = np.flatnonzero(missing.any(0)).tolist()
+    return {schema.names[j]: (rows[missing[:, j]], own(schema, j, encoded[..., missing[:, j], j])) for j in places}
 
 
 class Candidates:

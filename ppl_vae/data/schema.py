@@ -318,7 +318,7 @@ class Schema:
             raise OptionError(f"dtype: got {dtype}, expected a floating dtype such as torch.float32")
         table = self.named(read(data))
         _check_rows(table, minimum_rows)
-        x, mask = self._encoded(self._match(table), dtype, device)
+        x, mask = self._encoded(self.match(table), dtype, device)
         given = self.covariates
         c = None if given is None else given._encoded(_pick(table, given.names), dtype, device)[0]
         group, label = _numbers(table, self.group, False, device), _numbers(table, self.label, True, device)
@@ -402,8 +402,8 @@ class Schema:
             raise DataError(f"data: got {len(table.names)} columns, expected {self.width}")
         return table._replace(names=self.names)
 
-    def _match(self, table: Table) -> Table:
-        """The table of the schema's own columns, in its order."""
+    def match(self, table: Table) -> Table:
+        """The table of the schema's own columns, in its order. Raises: DataError for missing or unknown ones."""
         if table.names == self.names and self.covariates is None:
             return table
         needed = (*self.names, *(() if self.covariates is None else self.covariates.names))

@@ -5,7 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -385,13 +385,17 @@ def _npz(path: Path) -> np.ndarray:
 
 
 def _csv(path: Path, **options: Any) -> Any:
+    with path.open("rb") as file:
+        return parse_csv(file, compression="gzip" if path.suffix.lower() == ".gz" else None, **options)
+
+
+def parse_csv(file: IO[bytes], **options: Any) -> Any:
+    """The pandas DataFrame of an open CSV file; more fields in a line than columns are an error of pandas."""
     import pandas as pd
 
-    options["compression"] = "gzip" if path.suffix.lower() == ".gz" else None
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas drops fields that the header does not name
-        with path.open("rb") as file:
-            return pd.read_csv(file, index_col=False, low_memory=False, **options)
+        return pd.read_csv(file, index_col=False, low_memory=False, **options)
 
 
 def _parquet(path: Path) -> Any:

@@ -123,22 +123,48 @@ def score(
     num_draws: int,
     seed: int,
     contamination: float,
+    shards: str | None,
+    jobs: int,
     missing: list[str] | str,
     names: list[str],
 ) -> None:
-    """Score rows, higher = more normal; writes row, score, mcse and flagged (0 or 1) as CSV."""
+    """Score rows, higher = more normal; writes row, score, mcse and flagged (0 or 1) as CSV.
+
+    With --shards: row, score and mcse of a table larger than memory, as a folder of Parquet parts.
+    """
     from ppl_vae.use.store import load
 
+    if shards:
+        from ppl_vae.use.scale import score_files
+
+        options = {"scoring": scoring, "num_draws": num_draws, "seed": seed}
+        return _in_parts(score_files, model, data, shards, jobs, missing, names, **options)
     _check_csv(out)
     _write_scores(
         out, load(model), _rows(data, missing, names), contamination, scoring=scoring, num_draws=num_draws, seed=seed
     )
 
 
-def impute(model: str, data: str, out: str, seed: int, missing: list[str] | str, names: list[str]) -> None:
-    """Fill the missing cells of rows with what is most expected given the others; writes CSV."""
+def impute(
+    model: str,
+    data: str,
+    out: str,
+    seed: int,
+    shards: str | None,
+    jobs: int,
+    missing: list[str] | str,
+    names: list[str],
+) -> None:
+    """Fill the missing cells of rows with what is most expected given the others; writes CSV.
+
+    With --shards: of a table larger than memory, as a folder of Parquet parts.
+    """
     from ppl_vae.use.store import load
 
+    if shards:
+        from ppl_vae.use.scale import impute_files
+
+        return _in_parts(impute_files, model, data, shards, jobs, missing, names, seed=seed)
     _check_csv(out)
     _write_imputed(out, load(model), _rows(data, missing, names), seed)
 
@@ -285,6 +311,25 @@ def _rows(data: str, missing: list[str] | str | None = None, names: list[str] | 
         ) from None
 
 
+def _in_parts(
+    work: Callable[..., Any],
+    model: str,
+    data: str,
+    shards: str,
+    jobs: int,
+    missing: list[str] | str,
+    names: list[str],
+    **options: Any,
+) -> None:
+    from ppl_vae.errors import whole
+    from ppl_vae.use.engines import processes
+
+    words = [missing] if isinstance(missing, str) else missing
+    engine = processes(jobs) if whole("jobs", jobs) > 1 else map
+    options |= {"missing": words, "names": names or None, "map": engine, "progress": sys.stderr.isatty()}
+    print(f"wrote {work(model, data, shards, **options)!r}")
+
+
 def _write_scores(out: str | Path, vae: Any, rows: Any, contamination: float = 0.05, **options: Any) -> None:
     import pandas as pd
 
@@ -388,7 +433,16 @@ def _score_arguments(one: ArgumentParser) -> None:
     one.add_argument("--num_draws", type=int, default=64, help="Monte Carlo draws a row")
     one.add_argument("--seed", type=int, default=0, help="of the draws")
     one.add_argument("--contamination", type=float, default=0.05, help="share of these rows to flag, in (0, 0.5]")
+    _add_shards(one)
     _add_reading(one)
+
+
+def _add_shards(one: ArgumentParser) -> None:
+    text = (
+        "a folder for Parquet parts, in the place of --out: DATA may then be larger than memory, or a folder of files"
+    )
+    one.add_argument("--shards", type=str | None, default=None, help=text)
+    one.add_argument("--jobs", type=int, default=1, help="processes that make these parts")
 
 
 def _add_reading(one: ArgumentParser) -> None:
@@ -405,6 +459,7 @@ def _impute_arguments(one: ArgumentParser) -> None:
     one.add_argument("data", type=str, help=DATA)
     one.add_argument("--out", type=str, default="imputed.csv", help="file")
     one.add_argument("--seed", type=int, default=0, help="of the draws")
+    _add_shards(one)
     _add_reading(one)
 
 

@@ -372,3 +372,18 @@ def test_help_is_quick(argv: list[str]) -> None:
     seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
     assert seconds < 5  # 0.2 s where nothing else runs; torch alone takes 2
+
+
+def test_a_folder_of_files_goes_into_parts(run: Run) -> None:
+    Path("raw").mkdir()
+    for name in ("1", "2"):
+        Path(f"raw/{name}.csv").write_text(RAW * 5)
+    reading = ("--names", "[age, job, visits, wage]", "--missing", "?")
+    assert run("fit", "raw/1.csv", "--out", "m", *SMALL, *reading, "--model.likelihood", "infer")[0] == 0
+    for command in ("score", "impute"):
+        code, out, err = run(command, "m", "raw", "--shards", f"{command}d", *reading)
+        assert (code, err) == (0, "") and out.startswith("wrote Manifest(60 rows in 2 parts in ")
+    assert len(pd.read_parquet("scored")) == 60 and not pd.read_parquet("imputed").isna().any().any()
+    code, _, err = run("score", "m", "raw", "--shards", "imputed", *reading)
+    assert code == 2 and "of another job" in err
+    assert "jobs: got 0" in run("score", "m", "raw", "--shards", "scored", "--jobs", "0")[2]
