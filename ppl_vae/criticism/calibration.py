@@ -127,6 +127,7 @@ class DetectorFold(Fold):
     """A fitted detector in scikit-learn's shape, as `VAEDetector`, and rows that it was not fitted to."""
 
     def read(self, data: Any) -> Any:
+        data = data.to_pandas() if hasattr(data, "to_pandas") else data  # of polars and pyarrow
         return data if hasattr(data, "iloc") else np.asarray(data)
 
     def judged(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -444,6 +444,10 @@ def test_a_detector_judges_rows_with_holes_among_their_like(framed: bool) -> Non
     (reference.iloc if framed else reference)[:, 2] = np.nan
     ranks = np.searchsorted(np.sort(detector.score_samples(reference)), detector.score_samples(new[:50]), side="right")
     np.testing.assert_array_equal(decisions.p_values[:50], (1 + ranks) / 201)
+    if framed:
+        import polars as pl
+
+        np.testing.assert_array_equal(calibration.p_values(pl.from_pandas(new)), decisions.p_values)
     complete = data[1:5]
     with pytest.raises(pv.OptionError, match=r"rows with cells that no calibration row has, all of '.{1,2}', "):
         calibrate(detector, reference, level=0.1).decide(complete)

@@ -342,3 +342,17 @@ def test_a_large_table_goes_by_a_graph_which_gives_the_same(
     assert (plain.options["compiled"], traced.options["compiled"]) == (False, "traced")
     scores = [pd.read_parquet(found.folder)["score"] for found in (plain, traced)]
     np.testing.assert_allclose(*scores, rtol=1e-5)
+
+
+def test_detectors_and_what_is_calibrated_on_them(tmp_path: Path) -> None:
+    x = pd.DataFrame(np.random.RandomState(0).randn(90, 3), columns=list("abc"))
+    x.to_parquet(tmp_path / "new.parquet")
+    detector = pv.VAEDetector(parts=({},), steps=20, epochs=1, hidden=(8,), random_state=0).fit(x[:40])
+    calibration = pv.calibrate(detector, x[40:], level=0.1)
+    for name, thing in (("detector", detector), ("calibration", calibration)):
+        pv.save(thing, tmp_path / name)
+        pv.score_files(tmp_path / name, tmp_path / "new.parquet", tmp_path / f"of {name}", rows=30, progress=False)
+    scores = pd.read_parquet(tmp_path / "of detector")
+    np.testing.assert_allclose(scores["score"], detector.score_samples(x), rtol=1e-6, atol=1e-6)
+    judged = pd.read_parquet(tmp_path / "of calibration")
+    np.testing.assert_allclose(judged["p_value"], calibration.p_values(x), atol=0.02 + 1e-9)  # one rank, by rounding
