@@ -267,7 +267,8 @@ class TracedStep:
     def _check_batches(self) -> None:
         """Whole and short ones."""
         train = self.rows.train
-        for n in sorted({self.size, max(1, self.size // 2)}):
+        sizes = [range(n)[self.ranks.part(n)] for n in (self.whole, len(train) % self.whole or self.whole)]
+        for n in sorted({len(part) or 1 for part in sizes}):
             self._check(train.flip(0)[:n])
 
     @property

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,9 @@ def test_the_model_that_was_stopped_goes_on_itself(tmp_path: Path, monkeypatch: 
 
 
 KILLED = """
-import sys, numpy as np, torch, ppl_vae as pv
+import signal, sys, numpy as np, torch, ppl_vae as pv
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder, x = sys.argv[1], np.load(sys.argv[1] + "/x.npy")
 vae = pv.build(x, latent=2, hidden=(8,))
 say = lambda vae, history: print(len(history), flush=True)
@@ -212,7 +214,15 @@ def test_a_process_that_was_killed_goes_on(kill: int, tmp_path: Path) -> None:
     assert all(torch.equal(v, undisturbed.state_dict()[name]) for name, v in back.state_dict().items())
 
 
-def test_ctrl_c_leaves_the_model_after_a_whole_step(tmp_path: Path) -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, where a process that runs tests has none."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_leaves_the_model_after_a_whole_step(tmp_path: Path, ctrl_c: None) -> None:
     vae, met = small(), []
 
     def interrupt(vae: Any, history: Any) -> None:
@@ -232,7 +242,7 @@ def test_ctrl_c_leaves_the_model_after_a_whole_step(tmp_path: Path) -> None:
     assert all(torch.equal(v, undisturbed.state_dict()[name]) for name, v in vae.state_dict().items())
 
 
-def test_a_second_ctrl_c_does_not_wait() -> None:
+def test_a_second_ctrl_c_does_not_wait(ctrl_c: None) -> None:
     def interrupt(vae: Any, history: Any) -> None:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
