@@ -71,7 +71,7 @@ def run(folder: Path, program: str, *args: str, processes: int = 1, restarts: in
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     launcher += [f"--max-restarts={restarts}", "--monitor-interval=0.1"]
     given = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(pv.__file__).parent.parent)}
-    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), str(script), *args]
+    command = [sys.executable, "-W", "ignore", *(launcher if processes > 1 else []), str(script), str(folder), *args]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=given)
 
 
