@@ -17,6 +17,7 @@ from ppl_vae.data.columns import TYPES
 from ppl_vae.data.schema import Schema
 from ppl_vae.errors import MissingFileError, ModelFileError, OptionError
 from ppl_vae.files import digest, from_json, read_bytes, to_json, write_bytes, write_text
+from ppl_vae.infer.scope import unchecked
 from ppl_vae.model.build import assemble
 from ppl_vae.model.linear import PCA, PPCA
 from ppl_vae.model.vae import VAE
@@ -47,7 +48,7 @@ RECIPES: dict[str, Callable[[dict[str, Any], Schema], VAE]] = {"build": _build, 
 
 def _made(recipe: dict[str, Any], schema: Schema) -> VAE:
     """The model of a recipe without values: no memory and no random numbers until its weights are known to fit."""
-    with torch.device("meta"), pyro.validation_enabled(False):  # which looks at values
+    with torch.device("meta"), unchecked():  # which looks at values
         return RECIPES[recipe["kind"]]({k: v for k, v in recipe.items() if k != "kind"}, schema)
 
 
