@@ -426,17 +426,22 @@ def _csv(path: Path, **options: Any) -> Any:
     with unpacked(path, "rt", encoding="utf-8-sig", newline="") as text:
         lines = csv.reader(text, skipinitialspace=options.get("skipinitialspace", False))
         if "names" not in options:  # pandas would call a second 'a' 'a.1'; those without a name it counts
-            _check_distinct(filter(None, next((line for line in lines if any(map(str.strip, line))), ())))
+            _check_distinct(filter(None, next(line for line in lines if _fields(line))))
         if frame.shape[1] > 1 and frame.iloc[:, -1].isna().any():  # the last field of a line that was cut short
             _check_whole(lines, frame.shape[1])
     return frame
 
 
 def _check_whole(lines: Any, width: int) -> None:
-    """Refuse a line with fewer fields than columns, which pandas would fill; blank lines do not count."""
+    """Refuse a line with fewer fields than columns, which pandas would fill."""
     for line in lines:
-        if len(line) < width and any(map(str.strip, line)):
+        if 0 < _fields(line) < width:
             raise DataError(f"line {lines.line_num}: got {len(line)} field(s), expected {width}")
+
+
+def _fields(line: list[str]) -> int:
+    """How many fields a line of CSV has; none if it is blank."""
+    return len(line) if len(line) > 1 or any(map(str.strip, line)) else 0
 
 
 def _parquet(path: Path) -> Any:

@@ -361,6 +361,7 @@ FILES = {
     "cut in a line.csv": (CSV[:-3], SHORT),
     "cut after a quote.csv": (b'a,b\n1,"x"\n3,"y', "cannot be read as .csv .*EOF inside string"),
     "a short line.csv": (b"a,b\n1,2\n\n3\n5,6\n", SHORT),
+    "a short line of blanks.csv": (b"a,b,c\n1,2,3\n,\n4,5,6\n", r"line 3: got 2 field\(s\), expected 3"),
     "a short line packed.csv.gz": (gzip.compress(b"a,b\n1,2\n3\n5,6\n"), SHORT),
     "a long line.csv": (b"a,b\n1,2\n3,4,5\n", "cannot be read as .csv .*Expected 2 fields in line 3, saw 3"),
     "all lines long.csv": (b"a,b\n1,2,3\n3,4,5\n", "cannot be read as .csv .*ParserWarning: Length of header"),
@@ -474,7 +475,7 @@ def test_nothing_is_unpickled(tmp_path: Path) -> None:
         (CSV.replace(b"\n", b"\n\n  \n"), [[1, 2], [3, 4], [5, 6]]),
         (b"a,b\n1,2,\n3,,\n", [[1, 2], [3, np.nan]]),  # a comma after the last field
         (b'a,b\n1,"2"\n3,\n"5",6\n', [[1, 2], [3, np.nan], [5, 6]]),
-        (b",\n1,2\n3,4\n", [[1, 2], [3, 4]]),  # columns without names
+        (b",\n1,1\n3,4\n", [[1, 1], [3, 4]]),  # columns without names
         (b'"a\nb",c\n1,2\n3,\n', [[1, 2], [3, np.nan]]),  # a name of two lines
     ],
 )
