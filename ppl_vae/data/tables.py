@@ -165,7 +165,7 @@ def like(values: np.ndarray, kind: str, names: tuple[str, ...], shape: tuple[int
         shape: the event shape of a row, used by arrays and tensors, which come back as (n, *shape).
 
     Returns:
-        The data, in the dtype of `values`.
+        The data, in the dtype of `values`; NaN becomes null in polars and pyarrow.
     """
     if kind == "pandas":
         import pandas as pd
@@ -174,11 +174,11 @@ def like(values: np.ndarray, kind: str, names: tuple[str, ...], shape: tuple[int
     if kind == "polars":
         import polars as pl
 
-        return pl.DataFrame(values, schema=list(names), orient="row")
+        return pl.DataFrame(values, schema=list(names), orient="row").fill_nan(None)
     if kind == "pyarrow":
         import pyarrow as pa
 
-        return pa.Table.from_arrays([pa.array(column) for column in values.T], names=list(names))
+        return pa.Table.from_arrays([pa.array(column, from_pandas=True) for column in values.T], names=list(names))
     rows = values.reshape(len(values), *shape)
     # torch has no read-only tensors: it warns when it is given such memory, so that is copied
     return torch.from_numpy(np.require(rows, requirements=["C", "W"])) if kind == "torch" else rows
