@@ -63,7 +63,7 @@ def test_signalling_nans_are_no_warnings() -> None:
     values = np.array([[1.0, 2.0], [0.5, 3.0]])
     values.view(np.uint64)[0, 0] = 0x7FF0000000000001
     for make in (pv.Schema.fit, pv.Schema.infer):
-        with pytest.raises(pv.DataError, match="column 'x0': got .*nan"):
+        with pytest.raises(pv.DataError, match=r"column 'x0': got .*nan"):
             make(values)
 
 
