@@ -38,7 +38,7 @@ from ppl_vae.infer.draws import draws
 from ppl_vae.infer.objectives import BOUNDS
 from ppl_vae.infer.objectives import objective as chosen_objective
 from ppl_vae.infer.rules import base, draw
-from ppl_vae.infer.scope import in_mode
+from ppl_vae.infer.scope import in_mode, unchecked
 from ppl_vae.infer.training import fit
 from ppl_vae.model.build import build, column_type
 from ppl_vae.model.conditional import distribution, width
@@ -293,7 +293,7 @@ SPACES = {
 @contextmanager
 def _room(seed: int) -> Iterator[None]:
     """Generators, parameter store and validation of Pyro's of one's own."""
-    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), pyro.validation_enabled(False):
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), unchecked():
         torch.manual_seed(seed)
         yield
 

@@ -14,6 +14,26 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """`PPL_VAE_TEST_SEED=k` shifts the seeds of tests by k strides: see `benchmarks/seeds.py`."""
+    shift = 1_000_003 * int(os.environ.get("PPL_VAE_TEST_SEED", "0"))
+    if not shift:
+        return
+
+    class RandomState(np.random.RandomState):
+        def __init__(self, seed: Any = None) -> None:
+            super().__init__((seed + shift) % 2**32 if isinstance(seed, int) else seed)
+
+    default_rng, manual_seed = np.random.default_rng, torch.manual_seed
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    patch.setattr(np.random, "RandomState", RandomState)
+    patch.setattr(
+        np.random, "default_rng", lambda seed=None: default_rng(seed + shift if isinstance(seed, int) else seed)
+    )
+    patch.setattr(torch, "manual_seed", lambda seed: manual_seed(int(seed) + shift))
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of real data, from `PPL_VAE_DATA`; a test that asks for it skips where there is none."""

@@ -78,7 +78,8 @@ def wrap(angle: Array) -> Array:
 
 def is_whole(values: Array) -> Array:
     """Whether each value is a finite whole number; NaN and infinities are not."""
-    return np.isfinite(values) & (np.floor(values) == values)
+    with np.errstate(invalid="ignore"):  # of signalling NaN
+        return np.isfinite(values) & (np.floor(values) == values)
 
 
 # ---- the parts of a type
@@ -90,7 +91,9 @@ def _named(name: str) -> Callable[[Array], str]:
 
 def _count_likelihood(values: Array) -> str:
     """More spread than a Poisson, whose variance is its mean, asks for a negative binomial."""
-    return "negative_binomial" if np.nanvar(values, dtype=np.float64) > np.nanmean(values) else "poisson"
+    with np.errstate(over="ignore"):
+        spread = np.nanvar(values, dtype=np.float64)
+    return "negative_binomial" if spread > np.nanmean(values) else "poisson"
 
 
 def _unit_likelihood(values: Array) -> str:

@@ -311,7 +311,7 @@ class Schema:
         Raises:
             DataError: too few rows, other columns than the schema's, a column of another type, an infinity, a NaN in a
                 column that is not nullable or in a covariate, a value that its type does not allow, an unseen level
-                (each names column and row), or a value too large for `dtype` once encoded (names the column).
+                (each names column and row), or a value too large or small for `dtype` once encoded.
             OptionError: a `dtype` that is not floating.
         """
         if not dtype.is_floating_point:
@@ -466,11 +466,14 @@ class Schema:
         return x
 
     def _check_overflow(self, x: torch.Tensor, values: np.ndarray) -> None:
-        finite = torch.isfinite(x)
-        if finite.all():
+        fits = torch.isfinite(x)
+        if "positive" in self.column_types:  # those must not become 0
+            positive = np.asarray(self.column_types) == "positive"
+            fits &= (x != 0) | torch.from_numpy(np.isnan(values) | ~positive).to(x.device)
+        if fits.all():
             return
-        column = int((~finite).any(0).nonzero()[0])
-        row = int((~finite[:, column]).nonzero()[0])
+        column = int((~fits).any(0).nonzero()[0])
+        row = int((~fits[:, column]).nonzero()[0])
         raise DataError(
             f"column {self.names[column]!r}: got {values[row, column]} in row {row}, "
             f"expected a value that fits {x.dtype} once encoded"
@@ -646,9 +649,10 @@ def _recode(table: Table, j: int, levels: tuple[Any, ...]) -> np.ndarray:
     places = _place(column, values, levels)
     if (places < 0).any():
         row = int((places < 0).argmax())
-        got = values[row].item() if column.levels is None else column.levels[int(values[row])]
+        number = {"boolean": bool, "integer": int}.get(column.kind, float)
+        got = number(values[row]) if column.levels is None else column.levels[int(values[row])]
         raise DataError(
-            f"column {table.names[j]!r}: got {got!r} in row {row} (dtype {column.dtype}), "
+            f"column {table.names[j]!r}: got {got!r:.200} in row {row} (dtype {column.dtype}), "
             f"expected one of {_brief(levels)}"
         )
     return places

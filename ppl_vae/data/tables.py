@@ -1,5 +1,7 @@
 """Whatever a user hands in -> one array with column names (`read`), and back again (`like`)."""
 
+import csv
+import gzip
 import os
 import warnings
 from collections import Counter
@@ -10,13 +12,15 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
-from ppl_vae.errors import DataError, MissingFileError, PplVaeError
+from ppl_vae.errors import DataError, MissingFileError, PplVaeError, first_line
 
 ACCEPTED = (
     "a NumPy array, a torch tensor, a pandas or polars DataFrame, a pyarrow table, "
     "a path to .npy, .npz, .csv, .csv.gz or .parquet, or an object whose .x is one of these"
 )
 FRAMES = ("pandas", "polars", "pyarrow")
+EXACT = 2.0**53
+"""From here on float64 does not hold every whole number."""
 
 
 class Column(NamedTuple):
@@ -72,8 +76,8 @@ def read(data: Any) -> Table:
         A `Table`; float32 and float64 arrays are kept as they are, without a copy.
 
     Raises:
-        DataError: another type, no rows or columns, a column of dates or other objects, an array that is not numbers,
-            two columns of one name, a bad file.
+        DataError: another type, no rows or columns, a column of dates or other objects, or of text and numbers, an array
+            that is not numbers, whole numbers of 2**53 and above, two columns of one name, a bad file.
         MissingFileError: the path does not exist.
     """
     if isinstance(data, Table):
@@ -131,7 +135,7 @@ def read_csv(path: str | os.PathLike[str], *, missing: Sequence[str] = (), names
         The frame: numbers where all of a column are, else text; NaN where missing.
 
     Raises:
-        DataError: not a CSV file, or lines with more fields than columns.
+        DataError: not a CSV file in UTF-8, lines with more or fewer fields than columns, or two columns of one name.
         MissingFileError: the path does not exist.
 
     Example:
@@ -161,7 +165,7 @@ def like(values: np.ndarray, kind: str, names: tuple[str, ...], shape: tuple[int
         shape: the event shape of a row, used by arrays and tensors, which come back as (n, *shape).
 
     Returns:
-        The data, in the dtype of `values`.
+        The data, in the dtype of `values`; NaN becomes null in polars and pyarrow.
     """
     if kind == "pandas":
         import pandas as pd
@@ -170,11 +174,11 @@ def like(values: np.ndarray, kind: str, names: tuple[str, ...], shape: tuple[int
     if kind == "polars":
         import polars as pl
 
-        return pl.DataFrame(values, schema=list(names), orient="row")
+        return pl.DataFrame(values, schema=list(names), orient="row").fill_nan(None)
     if kind == "pyarrow":
         import pyarrow as pa
 
-        return pa.Table.from_arrays([pa.array(column) for column in values.T], names=list(names))
+        return pa.Table.from_arrays([pa.array(column, from_pandas=True) for column in values.T], names=list(names))
     rows = values.reshape(len(values), *shape)
     # torch has no read-only tensors: it warns when it is given such memory, so that is copied
     return torch.from_numpy(np.require(rows, requirements=["C", "W"])) if kind == "torch" else rows
@@ -219,18 +223,22 @@ def _read_array(array: np.ndarray, kind: str) -> Table:
         array = np.ma.filled(array.astype(_dtype(array.reshape(len(array), -1), names)), np.nan)
     rows = np.asarray(array).reshape(len(array), -1)
     column = Column(_NUMBERS.get(rows.dtype.kind, "float"), str(rows.dtype))
-    return Table(np.asarray(rows, dtype=_dtype(rows, names)), names, kind, shape, (column,) * len(names))
+    return _exact(Table(np.asarray(rows, dtype=_dtype(rows, names)), names, kind, shape, (column,) * len(names)))
 
 
 _NUMBERS = {"b": "boolean", "i": "integer", "u": "integer"}
 
 
 def _read_tensor(tensor: torch.Tensor) -> Table:
-    if tensor.layout != torch.strided:
-        tensor = tensor.to_dense()
-    if tensor.dtype == torch.bfloat16:  # unknown to NumPy
-        tensor = tensor.float()
-    return _read_array(tensor.numpy(force=True), "torch")
+    try:
+        tensor = tensor.detach().to_dense()
+        if tensor.is_floating_point() and tensor.dtype != torch.float64:  # of some NumPy does not know
+            tensor = tensor.float()
+        array = tensor.numpy(force=True)
+    except (RuntimeError, TypeError) as error:  # no data at all, or no numbers to NumPy
+        text = f"data: got a tensor of {tensor.dtype} on {tensor.device}, expected numbers ({first_line(error)})"
+        raise DataError(text) from None
+    return _read_array(array, "torch")
 
 
 def _dtype(rows: np.ndarray, names: tuple[str, ...]) -> type[np.floating]:
@@ -263,30 +271,43 @@ def _read_frame(data: Any, kind: str) -> Table:
 
     names = tuple(map(str, data.column_names if kind == "pyarrow" else data.columns))
     _check_not_empty(data.shape)
-    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
-        raise DataError(f"columns: got {', '.join(map(repr, twice))} more than once, expected distinct names")
+    _check_distinct(names)
     if kind == "pandas" and list(data.columns) != list(names):
         data = data.set_axis(list(names), axis=1)
     frame = nw.from_native(data, eager_only=True)
     numeric = [name for name, dtype in frame.schema.items() if dtype.is_numeric() or dtype == nw.Boolean]
-    coded = {name: _codes(name, frame[name], data, kind) for name in names if name not in set(numeric)}
+    coded = {name: _coded(name, frame[name], data, kind) for name in names if name not in set(numeric)}
     small = {nw.Float32, nw.Float16, nw.Boolean, nw.UInt8}
-    target = np.float32 if all(frame.schema[name] in small for name in numeric) else np.float64
+    fits = all(column.levels is not None and len(column.levels) < 2**24 for _, column in coded.values())
+    target = np.float32 if fits and all(frame.schema[name] in small for name in numeric) else np.float64
     columns = tuple(coded[name][1] if name in coded else _numbers(frame.schema[name]) for name in names)
     if not coded:
-        return Table(_frame_values(frame, data, kind, target), names, kind, (len(names),), columns)
+        return _exact(Table(_frame_values(frame, data, kind, target), names, kind, (len(names),), columns))
     values = np.empty((len(frame), len(names)), target)
     if numeric:
         part = frame.select(numeric)
         values[:, [names.index(name) for name in numeric]] = _frame_values(part, part.to_native(), kind, target)
     for name, (codes, _) in coded.items():
         values[:, names.index(name)] = codes
-    return Table(values, names, kind, (len(names),), columns)
+    return _exact(Table(values, names, kind, (len(names),), columns))
 
 
 def _numbers(dtype: Any) -> Column:
     kind = "integer" if dtype.is_integer() else "float" if dtype.is_numeric() else "boolean"
     return Column(kind, str(dtype))
+
+
+def _coded(name: str, series: Any, data: Any, kind: str) -> tuple[np.ndarray, Column]:
+    """What `_codes` returns, or an error of ours: there is no end to what an object column may hold."""
+    try:
+        return _codes(name, series, data, kind)
+    except PplVaeError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"column {name!r}: got what cannot be read (dtype {series.dtype}; {type(error).__name__}: "
+            f"{first_line(error)}), expected numbers, truth values or text"
+        ) from None
 
 
 def _codes(name: str, series: Any, data: Any, kind: str) -> tuple[np.ndarray, Column]:
@@ -312,13 +333,20 @@ def _codes(name: str, series: Any, data: Any, kind: str) -> tuple[np.ndarray, Co
     if odd := [level for level in levels if not isinstance(level, str | bool | int | float)]:
         row = int((codes == levels.index(odd[0])).argmax())
         raise DataError(
-            f"column {name!r}: got {odd[0]!r} in row {row} (dtype {dtype}), expected numbers, truth values or text"
+            f"column {name!r}: got {odd[0]!r:.200} in row {row} (dtype {dtype}), expected numbers, truth values or text"
+        )
+    words = [isinstance(level, str) for level in levels]
+    if sort == "text" and len({*words}) == 2:  # which pandas would call one where they are equal, as 1 and True
+        first, other = levels[int(codes[(codes >= 0).argmax()])], words.index(not words[0])
+        raise DataError(
+            f"column {name!r}: got {levels[other]!r:.200} in row {int((codes == other).argmax())} and {first!r:.200} before "
+            f"it (dtype {dtype}), expected either text or numbers"
         )
     if sort == "text" or (kind == "polars" and dtype == nw.Categorical):  # whose categories are the whole session's
         codes, levels = _sorted(codes, levels)
-    if levels and sort == "text" and not any(isinstance(level, str) for level in levels):  # numbers kept as objects
-        kinds = {bool: "boolean", int: "integer", float: "float"}
-        number = max((kinds[type(level)] for level in levels), key=["boolean", "integer", "float"].index)
+    if levels and sort == "text" and not any(words):  # numbers kept as objects
+        kinds = {"boolean": bool, "integer": int, "float": object}
+        number = next(kind for kind, of in kinds.items() if all(isinstance(level, of) for level in levels))
         return np.asarray([*map(float, levels), np.nan])[codes], Column(number, str(dtype))
     return np.where(codes < 0, np.nan, codes), Column(sort, str(dtype), tuple(levels))
 
@@ -356,14 +384,15 @@ def _open(path: Path, readers: Mapping[str, Callable[[Path], Any]], use: Callabl
     ending = next((ending for ending in readers if path.name.lower().endswith(ending)), None)
     if ending is None:
         raise DataError(f"file {path}: got ending {path.suffix!r}, expected one of {', '.join(readers)}")
-    if not path.exists():
-        raise MissingFileError(f"file {path}: got nothing there, expected a {ending} file")
     try:
-        return use(readers[ending](path))
+        if path.exists():
+            return use(readers[ending](path))
     except PplVaeError as error:
         raise DataError(f"file {path}: {error}") from None
     except Exception as error:  # each reader has a dozen of its own; the user needs the file and the reason
-        raise DataError(f"file {path}: cannot be read as {ending} ({type(error).__name__}: {error})") from None
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"file {path}: cannot be read as {ending} ({why})") from None
+    raise MissingFileError(f"file {path}: got nothing there, expected a {ending} file")
 
 
 def _npy(path: Path) -> np.ndarray:
@@ -372,11 +401,11 @@ def _npy(path: Path) -> np.ndarray:
 
 
 def _npz(path: Path) -> np.ndarray:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:  # np.load takes others too
         for key in ("x", "X"):
             if key in archive:
                 return archive[key]
-        tables = [array for array in map(archive.__getitem__, archive.files) if array.ndim >= 2]
+        tables = [array for array in map(archive.__getitem__, archive.files) if np.ndim(array) >= 2]
         if len(tables) != 1:
             raise DataError(
                 f"got arrays {archive.files}, expected one named 'x' or 'X', or a single one of rows x columns"
@@ -385,8 +414,19 @@ def _npz(path: Path) -> np.ndarray:
 
 
 def _csv(path: Path, **options: Any) -> Any:
-    with path.open("rb") as file:
-        return parse_csv(file, compression="gzip" if path.suffix.lower() == ".gz" else None, **options)
+    unpacked: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    with unpacked(path, "rb") as file:
+        if any(b"\0" in part for part in iter(lambda: file.read(2**20), b"")):
+            raise DataError("got a NUL byte, expected text in UTF-8 throughout")
+        file.seek(0)
+        frame = parse_csv(file, **options)
+    with unpacked(path, "rt", encoding="utf-8-sig", newline="") as text:
+        lines = csv.reader(text, skipinitialspace=options.get("skipinitialspace", False))
+        if "names" not in options:  # pandas would call a second 'a' 'a.1'; those without a name it counts
+            _check_distinct(filter(None, next(line for line in lines if _fields(line))))
+        if frame.shape[1] > 1 and frame.iloc[:, -1].isna().any():  # the last field of a line that was cut short
+            _check_whole(lines, frame.shape[1])
+    return frame
 
 
 def parse_csv(file: IO[bytes], **options: Any) -> Any:
@@ -398,10 +438,24 @@ def parse_csv(file: IO[bytes], **options: Any) -> Any:
         return pd.read_csv(file, index_col=False, low_memory=False, **options)
 
 
+def _check_whole(lines: Any, width: int) -> None:
+    """Refuse a line with fewer fields than columns, which pandas would fill."""
+    for line in lines:
+        if 0 < _fields(line) < width:
+            raise DataError(f"line {lines.line_num}: got {len(line)} field(s), expected {width}")
+
+
+def _fields(line: list[str]) -> int:
+    """How many fields a line of CSV has; none if it is blank."""
+    return len(line) if len(line) > 1 or any(map(str.strip, line)) else 0
+
+
 def _parquet(path: Path) -> Any:
     import pyarrow.parquet as pq
 
-    return pq.read_table(path).to_pandas()
+    table = pq.read_table(path)
+    table.validate(full=True)
+    return table.to_pandas(integer_object_nulls=True)  # not as floats, which round
 
 
 _READERS = {".npy": _npy, ".npz": _npz, ".csv": _csv, ".parquet": _parquet, ".csv.gz": _csv}
@@ -424,6 +478,28 @@ def _read_holder(data: Any) -> Table:
 def _check_not_empty(shape: tuple[int, ...]) -> None:
     if 0 in shape:
         raise DataError(f"data: got shape {tuple(shape)}, expected at least one row and one column")
+
+
+def _check_distinct(names: Iterable[str]) -> None:
+    """Refuse names that stand for two columns."""
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise DataError(f"columns: got {', '.join(map(repr, twice))} more than once, expected distinct names")
+
+
+def _exact(table: Table) -> Table:
+    """The table, none of whose whole numbers has been rounded."""
+    if all(column.kind != "integer" for column in table.columns):
+        return table
+    low, high = np.fmin.reduce(table.values), np.fmax.reduce(table.values)  # both pass over NaN
+    for j in np.flatnonzero((low <= -EXACT) | (high >= EXACT)).tolist():
+        if table.columns[j].kind == "integer":
+            row = int((np.abs(table.values[:, j]) >= EXACT).argmax())
+            raise DataError(
+                f"column {table.names[j]!r}: got about {table.values[row, j]:.0f} in row {row} (dtype "
+                f"{table.columns[j].dtype}), expected whole numbers below 2**53, which float64 holds exactly: "
+                "make them floats if rounding will do, text if they are names"
+            )
+    return table
 
 
 def check_numbers(table: Table, places: Iterable[int] | None = None, nullable: Iterable[str] = ()) -> None:
@@ -459,4 +535,4 @@ def _not_numbers(name: str, column: list[Any], dtype: Any) -> DataError:
     """The error for a column that is not numbers, with the value that shows it best."""
     present = ((row, value) for row, value in enumerate(column) if value is not None)
     found = _offender(column) or next(present, (0, None))
-    return DataError(f"column {name!r}: got {found[1]!r} in row {found[0]} (dtype {dtype}), expected numbers")
+    return DataError(f"column {name!r}: got {found[1]!r:.200} in row {found[0]} (dtype {dtype}), expected numbers")

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from math import ceil, inf, nan
+from math import ceil, inf, isnan, nan
 from os import PathLike
 from typing import Any
 
@@ -300,6 +300,7 @@ class Best:
         """Take note of a bound once the KL term has its full weight; True if it is `patience` epochs since the best."""
         if self.patience is None or epoch < self.after:
             return False
+        bound = -inf if isnan(bound) else bound  # which no later one would be above
         if bound > self.bound or not self.kept:
             self.bound, self.epoch = bound, epoch
             self.kept = [(p, p.detach().clone()) for p in parameters]

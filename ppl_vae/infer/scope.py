@@ -21,11 +21,20 @@ OWN = 0x9E3779B9
 def isolated(vae: Any, seed: int = 0) -> Iterator[None]:
     """Run Pyro programs of `vae` with its own parameter store, validation off, and a seeded copy of torch's generators."""
     devices = {p.device.index or 0 for p in vae.parameters() if p.is_cuda}
-    with torch.random.fork_rng(devices=list(devices)), pyro.validation_enabled(False):
+    with torch.random.fork_rng(devices=list(devices)), unchecked():
         torch.manual_seed((whole("seed", seed, None) ^ OWN) & 0x7FFFFFFFFFFFFFFF)
         with pyro.get_param_store().scope(_own.get(vae)):
             yield
             remember(vae)
+
+
+def unchecked() -> Any:
+    """Neither Pyro nor torch checks arguments inside; each does so after if it did before.
+
+    `pyro.validation_enabled` would turn torch's checks on afterwards wherever Pyro's are, as they may not have been.
+    """
+    what = ("distributions_pyro", "distributions_torch", "infer", "poutine")
+    return pyro.settings.context(**{f"validate_{name}": False for name in what})
 
 
 @contextmanager

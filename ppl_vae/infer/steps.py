@@ -17,6 +17,9 @@ from ppl_vae.infer.objectives import Objective
 from ppl_vae.infer.optim import OneOptimizer
 from ppl_vae.infer.rows import Rows
 
+EXTREME = 1e6
+"""An encoded value of this size is named beside a loss that is not finite."""
+
 
 class Plan(NamedTuple):
     """The steps of an epoch.
@@ -136,12 +139,21 @@ class Step:
             where = f"gradient of {', '.join(names[:3]) or 'the loss'} in a batch of {len(rows)} rows"
         return NonFiniteError(
             f"step {self.number}: got a {where} that is not finite; the model holds its state before this step. "
-            "A smaller lr, max_grad_norm or a larger scale_floor may help",
+            f"{self._extreme(numbers) or 'A smaller lr, max_grad_norm or a larger scale_floor may help'}",
             site=site,
             rows=rows,
             step=self.number,
             history=history,
         )
+
+    def _extreme(self, numbers: Tensor) -> str:
+        """The largest cell among these rows, where it is so large that it may be why."""
+        sizes = self.rows.data.x[numbers].abs()
+        size, (row, column) = float(sizes.max()), divmod(int(sizes.argmax()), sizes.shape[-1])
+        if size < EXTREME:
+            return ""
+        name = f"x{column}" if self.vae.schema is None else self.vae.schema.names[column]
+        return f"Column {name!r} has in row {int(numbers[row])} a value of size {size:.3g} once encoded"
 
     def means(self) -> dict[str, float]:
         """Means over the rows since the last call, in the data's own units."""

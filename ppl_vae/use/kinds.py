@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,7 +18,7 @@ from ppl_vae.data.schema import Schema
 from ppl_vae.errors import OptionError, called, choose
 from ppl_vae.infer.ensemble import Ensemble
 from ppl_vae.infer.laplace import uncertain
-from ppl_vae.infer.scope import own_parameters
+from ppl_vae.infer.scope import own_parameters, unchecked
 from ppl_vae.model.autoencoder import Autoencoder
 from ppl_vae.model.build import assemble, own_parts
 from ppl_vae.model.linear import PCA, PPCA
@@ -158,7 +157,7 @@ def _made(kind: str, recipe: dict[str, Any], schema: Schema, own: dict[str, Any]
     if "likelihood" in own:
         own = own | {"likelihood": _with_values(own["likelihood"], {})}
     _check_sizes(recipe, tensors)
-    with Bounded(tensors), torch.device("meta"), pyro.validation_enabled(False):  # which looks at values
+    with Bounded(tensors), torch.device("meta"), unchecked():  # which looks at values
         return RECIPES[kind](recipe, schema, own)
 
 

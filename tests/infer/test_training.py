@@ -48,6 +48,25 @@ def test_alternating_fits_equal_fits_alone_bit_for_bit():
     assert same(weights(other), weights(alone_too))
 
 
+@pytest.mark.parametrize("compiled", [False, "traced"])
+def test_a_fit_within_each_epoch_of_another_changes_no_bit_of_either(compiled):
+    options = {**OPTIONS, "compiled": compiled}
+    one, other, alone, alone_too, sizes = small(), small(seed=1), small(), small(seed=1), []
+
+    def between(vae, history):
+        pv.fit(other, X, **{**options, "epochs": 1}, objective="iwae", particles=2)
+        pv.score(other, X[:5])
+        sizes.append(len(pyro.get_param_store()))
+
+    with pyro.get_param_store().scope():
+        pv.fit(one, X, callbacks=[between], **options)
+        assert len(pyro.get_param_store()) == 0 and len({*sizes}) == 1
+    pv.fit(alone, X, callbacks=[lambda vae, history: None], **options)
+    for _ in range(options["epochs"]):
+        pv.fit(alone_too, X, **{**options, "epochs": 1}, objective="iwae", particles=2)
+    assert same(weights(one), weights(alone)) and same(weights(other), weights(alone_too))
+
+
 def test_the_caller_is_left_as_it_was():
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), dict(pyro.settings.get())
     with pyro.get_param_store().scope():
