@@ -66,19 +66,17 @@ class Checkpoint:
         by_steps = self.steps is not None and step - self.step >= self.steps
         return by_steps or time.monotonic() - self.at >= self.seconds
 
-    def write(self, fit: dict[str, Any], step: int, state: State, here: bool = True) -> None:
+    def write(self, fit: dict[str, Any], step: int, state: State) -> None:
         """Keep a state.
 
         Args:
             fit: what a fit has to be the same in, to go on from here.
             step: of all fits.
-            here: whether by this process.
 
         Raises: ModelFileError where the folder cannot be written.
         """
-        if here:
-            content = {"format": FORMAT, "fit": fit, "numbers": without_nan(state.numbers)}
-            write_pair(self.folder, NAME, content, state.tensors)
+        content = {"format": FORMAT, "fit": fit, "numbers": without_nan(state.numbers)}
+        write_pair(self.folder, NAME, content, state.tensors)
         self.at, self.step = time.monotonic(), step
 
     def read(self, fit: dict[str, Any]) -> State | None:

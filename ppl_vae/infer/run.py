@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from math import ceil, inf, isnan, nan
 from os import PathLike
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.data.schema import Batch
-from ppl_vae.errors import OptionError, choose, number, whole
+from ppl_vae.errors import OptionError, called, choose, number, whole
 from ppl_vae.files import digest
 from ppl_vae.infer import graphs
 from ppl_vae.infer.checkpoint import Checkpoint, State, go_on, packed, state_of_fit, unpacked
@@ -155,11 +156,12 @@ class Run(Options):
     def begin(self) -> "Step":
         """Split the rows, or go on from where a checkpoint stands; returns the steps, without a graph."""
         self.vae.zero_grad(set_to_none=True)
-        self.ranks.expect_same(
-            self.identity | {"weights": weights_digest(self.vae)},
-            OptionError,
-            "distributed: got other {name} in process {rank} than in process 0, expected the same model, data and options",
-        )
+        if self.ranks.size > 1:
+            self.ranks.expect_same(
+                self.identity | {"weights": weights_digest(self.vae)},
+                OptionError,
+                "distributed: got other {name} in process {rank} than in process 0, expected the same model, data, options",
+            )
         state = self._kept()
         self.rows = Rows(self.vae, self.encoded, self.valid, self.pixels, self.seed, int(self.vae.steps))
         self.target = fitting(self.target, self.objective, facts(self.vae, self.encoded))
@@ -230,8 +232,8 @@ class Run(Options):
 
     def keep(self, step: Any) -> None:
         """Write down where the fit stands, if that was asked for; of several processes, the first does."""
-        if self.checkpoint is not None:
-            self.checkpoint.write(self.identity, step.number, state_of_fit(self, step), self.ranks.rank == 0)
+        if self.checkpoint is not None and self.ranks.rank == 0:
+            self.checkpoint.write(self.identity, step.number, state_of_fit(self, step))
 
     def latest(self) -> str:
         """The last epoch in a line."""
@@ -270,12 +272,12 @@ class Run(Options):
                 return float(torch.cat(bounds).mean())
             return self.ranks.total(sum(float(bound.double().sum()) for bound in bounds))[0] / n
 
-    @property
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What a fit has to be the same in, to go on from a checkpoint."""
         batch = [digest(part.cpu().numpy().tobytes()) for part in self.encoded if part is not None]
         shapes = [f"{name} {tuple(v.shape)} {v.dtype}" for name, v in self.vae.state_dict().items()]
-        options = {name: repr(value) for name, value in sorted(self.given.items())}
+        options = {n: called(value) if callable(value) else repr(value) for n, value in sorted(self.given.items())}
         return {**options, "model": digest("\n".join(shapes).encode()), "data": digest("".join(batch).encode())}
 
     def _kept(self) -> State | None:

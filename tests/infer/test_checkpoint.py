@@ -15,6 +15,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from torch import nn
 
 import ppl_vae as pv
@@ -66,6 +67,7 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "iwae": (small, X, {"objective": "iwae", "particles": 3}),
     "mcem": (small, X, {"objective": "mcem", "particles": 2}),
     "baseline": (small, X, {"objective": ("score_function", {"baseline": "decaying"})}),
+    "factory": (small, X, {"objective": lambda: Trace_ELBO(num_particles=2)}),
     "trace_graph": (small, X, {"objective": "trace_graph"}),
     "wake_sleep": (small, X, {"objective": "wake_sleep"}),
     "cyclic": (small, X, {"objective": "cyclic", "kl_warmup": 3}),
