@@ -95,6 +95,18 @@ def from_json(text: bytes, name: str) -> Any:
         raise ModelFileError(f"{name}: not the JSON expected: {error}") from error
 
 
+def pack(tensors: Mapping[str, "Tensor"]) -> bytes:
+    """Tensors as safetensors; never with the first bytes of a pickle, which a header of 640, 896, 1152 or 1408 bytes has."""
+    import safetensors.torch
+
+    # cloned: safetensors takes no tensors that share memory
+    raw = safetensors.torch.save({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()})
+    if raw[0] == 0x80 and 2 <= raw[1] <= 5:
+        size = int.from_bytes(raw[:8], "little")
+        raw = (size + 8).to_bytes(8, "little") + raw[8 : 8 + size] + b" " * 8 + raw[8 + size :]
+    return raw
+
+
 def write_pair(folder: str | PathLike, name: str, content: Mapping[str, Any], tensors: Mapping[str, "Tensor"]) -> None:
     """Write names and numbers to `<name>.json`, tensors to `<name>-<their digest>.safetensors`; an older pair goes.
 
@@ -102,10 +114,7 @@ def write_pair(folder: str | PathLike, name: str, content: Mapping[str, Any], te
 
     Raises: ModelFileError where the folder cannot be written.
     """
-    import safetensors.torch
-
-    folder = Path(folder)
-    packed = safetensors.torch.save({key: value.detach().cpu().contiguous() for key, value in tensors.items()})
+    folder, packed = Path(folder), pack(tensors)
     whole = {**content, "tensors": {"sha256": digest(packed), "size": len(packed)}}
     own = _tensors_file(name, whole["tensors"]["sha256"])
     try:

@@ -122,7 +122,7 @@ def state_of_fit(run: Any, step: Any) -> State:
         "best": [run.best.bound, run.best.epoch] if run.best.kept else None,
         "seconds": time.perf_counter() - run.start,
     }
-    return State(numbers, {name: value.clone() for name, value in tensors.items()})
+    return State(numbers, tensors)
 
 
 @torch.no_grad()

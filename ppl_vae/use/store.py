@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_vae.errors import MissingFileError, ModelFileError, OptionError
 from ppl_vae.files import digest, from_json, read_bytes, to_json, write_bytes, write_text
+from ppl_vae.files import pack as pack_tensors
 from ppl_vae.use.kinds import anonymous, pack, unpack, untouched_on_failure, wanted
 from ppl_vae.use.migrations import migrate
 
@@ -60,8 +61,7 @@ def save(thing: Any, path: str | PathLike) -> None:
     """
     folder = Path(path)
     node, tensors = pack(thing)
-    # cloned: safetensors takes no tensors that share memory
-    weights = safetensors.torch.save({name: value.cpu().contiguous().clone() for name, value in tensors.items()})
+    weights = pack_tensors(tensors)
     sha256 = digest(weights)
     content = {
         "format_version": FORMAT_VERSION,
