@@ -6,7 +6,7 @@
 
 `PPL_VAE_TEST_SEED=k` shifts the seeds of NumPy's and torch's generators in tests (`tests/conftest.py`), hence data, weights
 and, since it is a hash of rows, the noise of scores. Each cell is a file of tests and 5 seeds. Printed are the tests that
-failed: one failure in 300 may be chance; a test that fails under most seeds but its own is of that seed, or its tolerance is.
+failed: one failure in 300 may be chance; a test that fails under most seeds but its own, or its tolerance, is of that seed.
 """
 
 import contextlib
