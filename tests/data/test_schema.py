@@ -45,10 +45,10 @@ def values_of(data: Any) -> np.ndarray:
 
 def test_feature_scaling_has_mean_zero_and_deviation_one() -> None:
     schema = Schema.fit(X)
-    np.testing.assert_allclose(schema.loc, X.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(schema.loc, X.mean(0), rtol=1e-13)
     np.testing.assert_allclose(schema.scale, X.std(0), rtol=1e-9)
     x = schema.tensors(X, dtype=torch.float64).x
-    assert x.mean(0).abs().max() < 1e-9
+    assert x.mean(0).abs().max() < 1e-8  # the mean of the last column is 3e6 of its deviations
     torch.testing.assert_close(x.std(0, correction=0), torch.ones(3, dtype=torch.float64))
 
 
@@ -116,9 +116,10 @@ def test_decode_undoes_tensors_in_type_and_units(kind: str, standardize: str) ->
     schema = Schema.fit(data, standardize)
     back = schema.decode(schema.tensors(data, dtype=torch.float64).x)
     assert type(back) is type(data)
-    np.testing.assert_allclose(values_of(back), X, rtol=1e-14)
+    largest = np.abs(X).max(0)  # what is added and subtracted rounds to these
+    assert (np.abs(values_of(back) - X) <= 1e-15 * largest).all()
     single = schema.decode(schema.tensors(data).x)
-    np.testing.assert_allclose(values_of(single), X, rtol=1e-6)
+    assert (np.abs(values_of(single) - X) <= 1e-6 * largest).all()
     assert values_of(single).dtype == np.float64  # as the data were
 
 
@@ -563,7 +564,7 @@ def test_nan_is_a_hole_where_the_column_is_nullable(kind: str) -> None:
     assert schema.nullable == (schema.names[1],)
     assert schema == Schema.fit(data, nullable=[schema.names[1]]) == Schema.fit(data, nullable=schema.names[1])
     kept = np.delete(X[:, 1], [3, 7])
-    assert schema.loc[1] == pytest.approx(kept.mean(), rel=1e-14) and schema.scale[1] == pytest.approx(kept.std())
+    assert schema.loc[1] == pytest.approx(kept.mean(), rel=1e-13) and schema.scale[1] == pytest.approx(kept.std())
     assert (schema.loc[0], schema.scale[2]) == (Schema.fit(X).loc[0], Schema.fit(X).scale[2])
     batch = schema.tensors(data)
     assert batch.mask.dtype == torch.bool and torch.equal(batch.mask, torch.from_numpy(~np.isnan(values)))
@@ -571,7 +572,7 @@ def test_nan_is_a_hole_where_the_column_is_nullable(kind: str) -> None:
     full = schema.tensors(KINDS[kind])
     assert full.mask.all() and torch.equal(full.x[batch.mask], batch.x[batch.mask])
     back = schema.decode(torch.where(batch.mask, batch.x.double(), torch.nan))
-    np.testing.assert_allclose(values_of(back), values, rtol=1e-6)
+    np.testing.assert_allclose(values_of(back), values, rtol=1e-6, atol=1e-5)
 
 
 def test_holes_of_shared_memory_are_not_filled_in_the_data() -> None:
@@ -586,7 +587,7 @@ def test_only_nan_is_a_hole_and_only_where_declared() -> None:
     assert schema.nullable == ("b",) and schema.tensors(FRAME).mask.all()
     for name, bad in (("a", np.nan), ("b", np.inf), ("b", -np.inf)):
         with pytest.raises(DataError, match=f"column '{name}': got {bad} in row 5"):
-            schema.tensors(FRAME.assign(**{name: X[:, 0] * np.where(np.arange(50) == 5, bad, 1)}))
+            schema.tensors(FRAME.assign(**{name: np.where(np.arange(50) == 5, bad, X[:, 0])}))
     with pytest.raises(OptionError, match="nullable: got the column 'z', expected some of 'a', 'b', 'c'"):
         Schema.fit(FRAME, nullable=["z"])
     with pytest.raises(DataError, match="column 'a': got no value in any row"):
