@@ -6,7 +6,7 @@ generator whose state is kept. A fit that goes on is therefore the fit that was 
 
 import json
 import time
-from math import ceil, isnan, nan
+from math import isnan, nan
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +150,6 @@ def go_on(run: Any, step: Any, state: State) -> None:
     torch.set_rng_state(state.tensors[GENERATORS[2]])
     step.number, step.sums = numbers["step"], dict(numbers["sums"])
     run.epoch, run.ended, run.spent = numbers["epoch"], numbers["ended"], numbers["seconds"]
-    run.done = step.number - run.first - (run.epoch - 1) * ceil(len(run.rows.train) / run.batch_size)
     remember(run.vae)
 
 

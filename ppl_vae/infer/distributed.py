@@ -55,6 +55,10 @@ class Ranks(NamedTuple):
             return list(numbers)
         return self.sum([torch.tensor(numbers, dtype=torch.float64, device=_device())])[0].tolist()
 
+    def totals(self, sums: dict[str, float]) -> dict[str, float]:
+        """The same, by name."""
+        return dict(zip(sums, self.total(*sums.values())))
+
     def expect_same(self, what: dict[str, str], error: type[Exception], text: str) -> None:
         """Refuse to go on where processes differ.
 

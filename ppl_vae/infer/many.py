@@ -169,7 +169,7 @@ class ManySteps:
         bar = tqdm(range(1, self.runs[0].epochs + 1), disable=not progress, desc=f"{len(self.runs)} fits", unit="epoch")
         for epoch in bar:
             began = time.perf_counter()
-            plans = [run.plan(epoch, member.number) for run, member in zip(self.runs, self.members)]
+            plans = [run.plan(epoch) for run in self.runs]
             self.epoch(plans)
             seconds = time.perf_counter() - began
             for run, member, plan in zip(self.runs, self.members, plans):

@@ -140,7 +140,7 @@ class Run(Options):
                 raise OptionError(f"device: got {device!r}, expected one that torch has here: {error}") from error
         self.encoded = vae.batch(data, minimum_rows=2) if encoded is None else encoded
         self.history, self.start, self.spent = History(), 0.0, 0.0
-        self.epoch, self.done, self.ended = 1, 0, False
+        self.epoch, self.ended = 1, False
         self.order: Any = None  # of generators, where an epoch that had begun goes on
 
     @contextmanager
@@ -171,7 +171,8 @@ class Run(Options):
             )
         if self.precision != "float32":
             self.history.rounding = self._rounding()
-        self.total, self.first = self.epochs * ceil(len(self.rows.train) / self.batch_size), int(self.vae.steps)
+        self.per_epoch, self.first = ceil(len(self.rows.train) / self.batch_size), int(self.vae.steps)
+        self.total = self.epochs * self.per_epoch
         step = Step(self.vae, self.target, self.particles, self.one, self.seed, self.rows, self.precision, self.ranks)
         if state is not None:
             go_on(self, step, state)
@@ -187,17 +188,20 @@ class Run(Options):
                 found.append(torch.cat([block.log_weight for block in blocks], 1))
         return refuse_rounding(torch.stack(found))
 
-    def plan(self, epoch: int, step: int) -> Plan:
-        """The steps of an epoch, the first of which has this number."""
+    def done(self, step: Any) -> int:
+        """How many steps of the epoch have been taken, where it had begun."""
+        return step.number - self.first - (self.epoch - 1) * self.per_epoch
+
+    def plan(self, epoch: int) -> Plan:
+        """The steps of an epoch."""
         warm = min(1.0, epoch / self.kl_warmup) if self.kl_warmup else 1.0
         batches = self._batches()
-        done = [(step - self.done - self.first + j) / self.total for j in range(len(batches))]
+        done = [((epoch - 1) * self.per_epoch + j) / self.total for j in range(len(batches))]
         self.epoch = epoch
         return Plan(batches, [self.schedule(d) for d in done], [warm * self.target.kl_weight(d) for d in done])
 
     def record(self, epoch: int, step: Any, plan: Plan, seconds: float) -> None:
         """Take down an epoch that took so many seconds."""
-        self.done = 0
         self._count(step)
         self.history.append(
             {
@@ -216,7 +220,6 @@ class Run(Options):
 
         Raises: KeyboardInterrupt.
         """
-        self.done = step.number - self.first - (self.epoch - 1) * ceil(len(self.rows.train) / self.batch_size)
         if interrupted or (self.checkpoint is not None and self.checkpoint.due(step.number)):
             self.keep(step)
         if interrupted:

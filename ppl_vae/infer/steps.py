@@ -157,11 +157,7 @@ class Step:
 
     def means(self) -> dict[str, float]:
         """Means over the rows since the last call, in the data's own units."""
-        sums = self.total()
+        sums = self.ranks.totals(self.sums)
         rows = sums.pop("rows")
         self.sums = {}
         return {name: value / rows for name, value in sums.items()}
-
-    def total(self) -> dict[str, float]:
-        """Sums over the rows since then, of all processes."""
-        return dict(zip(self.sums, self.ranks.total(*self.sums.values())))

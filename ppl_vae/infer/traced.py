@@ -327,7 +327,7 @@ class TracedStep:
 
     def means(self) -> Sums:
         """Means over the rows since the last call, in the data's own units."""
-        sums = dict(zip(self.sums, self.ranks.total(*self.sums.values())))
+        sums = self.ranks.totals(self.sums)
         means = {name: sums[name] / sums["rows"] for name in ("objective", "grad_norm", *FIGURES)}
         self.sums = self._none()
         return means

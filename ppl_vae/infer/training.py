@@ -126,8 +126,8 @@ def fit(
         run.start = time.perf_counter() - run.spent
         with interruptible(run.ranks.size == 1) as interrupted:
             for epoch in bar:
-                plan, began = run.plan(epoch, step.number), time.perf_counter()
-                for _ in step.each(plan.rest(run.done), history):
+                plan, began = run.plan(epoch), time.perf_counter()
+                for _ in step.each(plan.rest(run.done(step)), history):
                     run.after(step, interrupted())
                 run.record(epoch, step, plan, time.perf_counter() - began)
                 bar.set_postfix_str(run.latest())
