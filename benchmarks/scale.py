@@ -7,7 +7,7 @@ CSV file and as one Parquet file that is a single group of rows, the worst there
 row in a process of its own, by the builtin `map`; MB (10^6 bytes) of its largest resident set (VmHWM), beyond that after the
 import of the library, pandas and pyarrow.
 
-chaos: the shards of a Parquet file serially, and on a Dask cluster of two workers on this machine, of which one is killed
+chaos: the shards of a Parquet file serially, and on a Dask cluster of three workers on this machine, of which one is killed
 (SIGKILL) at a random time, three times; bytes of all parts and of the manifest are compared. engines: seconds of the same.
 """
 
@@ -31,6 +31,7 @@ import pandas as pd
 DRAWS = 8
 BYTES = 150
 """Of a row of either file, about."""
+WORKERS = 3
 LEVELS = np.array(["north", "east", "south", "west"], object)
 
 
@@ -143,7 +144,7 @@ def chaos(n: int, rows: int, kills: int = 3, seed: int = 0) -> dict[str, Any]:
         taken = serially(source, saved, folder / "serial", rows)
         killed: list[int] = []
         finished = threading.Event()
-        options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+        options = {"n_workers": WORKERS, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
         with dask.config.set({"distributed.scheduler.allowed-failures": 10}), LocalCluster(**options) as cluster:
             with Client(cluster) as client:
 
@@ -153,7 +154,7 @@ def chaos(n: int, rows: int, kills: int = 3, seed: int = 0) -> dict[str, Any]:
                         pid = generator.choice(pids)
                         os.kill(pid, signal.SIGKILL)
                         killed.append(pid)
-                        client.wait_for_workers(2)
+                        client.wait_for_workers(WORKERS)
 
                 killer = threading.Thread(target=kill)
                 started = time.perf_counter()
@@ -225,7 +226,7 @@ def main() -> None:
         cells.show(table, "Memory beyond the import, MB, of scoring a file by 8 draws")
     n, rows = (20_000, 1000) if tiny else (300_000, 3000)
     if "chaos" in asked:
-        cells.show([kept("chaos", {"n": n, "rows": rows, "kills": 3}, lambda: chaos(n, rows))], "Killed workers")
+        cells.show([kept("chaos", {"n": n, "rows": rows, "kills": 3, "workers": WORKERS}, lambda: chaos(n, rows))], "Killed workers")
     if "engines" in asked:
         cells.show([kept("engines", {"n": n, "rows": rows}, lambda: engines_of(n, rows))], "Engines")
 
