@@ -226,7 +226,10 @@ def main() -> None:
         cells.show(table, "Memory beyond the import, MB, of scoring a file by 8 draws")
     n, rows = (20_000, 1000) if tiny else (300_000, 3000)
     if "chaos" in asked:
-        cells.show([kept("chaos", {"n": n, "rows": rows, "kills": 3, "workers": WORKERS}, lambda: chaos(n, rows))], "Killed workers")
+        cells.show(
+            [kept("chaos", {"n": n, "rows": rows, "kills": 3, "workers": WORKERS}, lambda: chaos(n, rows))],
+            "Killed workers",
+        )
     if "engines" in asked:
         cells.show([kept("engines", {"n": n, "rows": rows}, lambda: engines_of(n, rows))], "Engines")
 

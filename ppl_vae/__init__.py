@@ -75,6 +75,7 @@ if TYPE_CHECKING:
     from ppl_vae.model.flows import Flow as Flow
     from ppl_vae.model.linear import PCA as PCA
     from ppl_vae.model.linear import PPCA as PPCA
+    from ppl_vae.model.programs import Programs as Programs
     from ppl_vae.model.vae import VAE as VAE
     from ppl_vae.use.estimator import VAEDetector as VAEDetector
     from ppl_vae.use.scale import Manifest as Manifest
@@ -119,6 +120,7 @@ _HOMES = {
     "model.build": "build likelihoods posteriors priors",
     "model.flows": "Flow",
     "model.linear": "PCA PPCA",
+    "model.programs": "Programs",
     "model.vae": "VAE",
     "use.estimator": "VAEDetector",
     "use.scale": "Manifest impute_files score_files",

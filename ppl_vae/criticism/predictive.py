@@ -175,6 +175,9 @@ def _decoded(vae: Any, z: Any, given: Any, classes: dict[str, Tensor]) -> Any:
 
 def _expected(vae: Any, codes: Tensor, further: dict[str, Tensor]) -> Tensor:
     """E[x|z] (n, d) in encoded units, averaged over what the decoder has of sites that all rows share."""
+    if not hasattr(vae, "decoder"):  # two programs, without parts that can be asked alone
+        model = poutine.condition(vae.model, data={"z": codes})
+        return expected(poutine.trace(model).get_trace(n=len(codes), **further).nodes["x"]["fn"])
     if not _of_decoder(vae):
         return expected(call(vae.decoder, codes, **further))
     with Keyed(shared_key(codes, 0), shared=shared_key(codes, 0)), pyro.plate("draws", SHARED_DRAWS, dim=-2):

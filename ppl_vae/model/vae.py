@@ -112,10 +112,7 @@ class VAE(nn.Module):
                 raise OptionError(f"{name}: got {part!r}, expected a callable that returns a Pyro distribution")
         self.encoder, self.decoder, self.prior, self.classes = encoder, decoder, prior, classes
         self.schema = schema
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # of all fits so far: the key of their noise
-        self.register_buffer(
-            "guide_steps", torch.zeros((), dtype=torch.long)
-        )  # the last of them that trained the guide
+        count_steps(self)
         self.recipe: dict[str, Any] | None = None  # how `build` made it, in names and numbers
 
     def model(
@@ -191,27 +188,38 @@ class VAE(nn.Module):
 
         A `Batch` is taken for rows that this model has encoded, or one of the same schema.
         """
-        like = next((p for p in [*self.parameters(), *self.buffers()] if p.is_floating_point()), torch.zeros(0))
-        if isinstance(data, Batch):
-            return self._encoded(data, minimum_rows, like)
-        schema = self.schema or Schema.of(data)
-        return schema.tensors(data, minimum_rows=minimum_rows, dtype=like.dtype, device=like.device)
+        return encoded(self, data, minimum_rows)
 
-    def _encoded(self, batch: Batch, minimum_rows: int, like: Tensor) -> Batch:
-        """A batch of encoded rows, of this model's dtype and device.
 
-        Raises: DataError for too few rows or another number of columns.
-        """
-        n, d = batch.x.shape
-        if n < minimum_rows:
-            raise DataError(f"data: got a Batch of {n} rows, expected at least {minimum_rows}")
-        if self.schema is not None and d != self.schema.width:
-            raise DataError(
-                f"data: got a Batch of {d} columns, expected {self.schema.width}, encoded by this model's schema"
-            )
-        mask = batch.mask
-        if mask is None and self.schema is not None and self.schema.nullable:
-            mask = torch.ones_like(batch.x, dtype=torch.bool)
-        moved = [None if part is None else part.to(like.device) for part in batch]
-        whole = Batch(*moved)  # type: ignore[arg-type]
-        return whole._replace(x=whole.x.to(like.dtype), mask=None if mask is None else mask.to(like.device))
+def count_steps(module: nn.Module) -> None:
+    """Give a module the counts that fits keep with it: of all its steps so far, by which their noise is keyed, and of the
+    last of them that trained the guide."""
+    module.register_buffer("steps", torch.zeros((), dtype=torch.long))
+    module.register_buffer("guide_steps", torch.zeros((), dtype=torch.long))
+
+
+def encoded(vae: Any, data: Any, minimum_rows: int = 1) -> Batch:
+    """`data` as encoded tensors of a model's dtype and device, checked against its schema, if it has one.
+
+    Raises: DataError for too few rows or other columns.
+    """
+    like = next((p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point()), torch.zeros(0))
+    if isinstance(data, Batch):
+        return _taken(vae.schema, data, minimum_rows, like)
+    schema = vae.schema or Schema.of(data)
+    return schema.tensors(data, minimum_rows=minimum_rows, dtype=like.dtype, device=like.device)
+
+
+def _taken(schema: Schema | None, batch: Batch, minimum_rows: int, like: Tensor) -> Batch:
+    """A batch of encoded rows, of the dtype and device of `like`."""
+    n, d = batch.x.shape
+    if n < minimum_rows:
+        raise DataError(f"data: got a Batch of {n} rows, expected at least {minimum_rows}")
+    if schema is not None and d != schema.width:
+        raise DataError(f"data: got a Batch of {d} columns, expected {schema.width}, encoded by this model's schema")
+    mask = batch.mask
+    if mask is None and schema is not None and schema.nullable:
+        mask = torch.ones_like(batch.x, dtype=torch.bool)
+    moved = [None if part is None else part.to(like.device) for part in batch]
+    whole = Batch(*moved)  # type: ignore[arg-type]
+    return whole._replace(x=whole.x.to(like.dtype), mask=None if mask is None else mask.to(like.device))

@@ -22,6 +22,7 @@ from ppl_vae.infer.scope import own_parameters, unchecked
 from ppl_vae.model.autoencoder import Autoencoder
 from ppl_vae.model.build import assemble, own_parts
 from ppl_vae.model.linear import PCA, PPCA
+from ppl_vae.model.programs import Programs
 from ppl_vae.model.vae import VAE
 from ppl_vae.use.values import Beside, plain, tuples
 
@@ -120,7 +121,7 @@ def _kind(thing: Any) -> str:
     if name not in OF:
         raise OptionError(
             f"save: got a {type(thing).__name__}, expected a model that build() made, a VAE or Autoencoder of your own "
-            "parts, a fitted PCA or PPCA, an Ensemble, a Calibration or a fitted VAEDetector"
+            "parts, Programs, a fitted PCA or PPCA, an Ensemble, a Calibration or a fitted VAEDetector"
         )
     return OF[name]
 
@@ -268,6 +269,28 @@ def _unpack_own(make: Callable[..., VAE]) -> Callable[[Packed, dict[str, Any]], 
     return unpack
 
 
+PROGRAMS = ("model", "guide", "module")
+
+
+def _pack_programs(programs: Any) -> Packed:
+    given = dict(zip(PROGRAMS, (*programs.functions, programs.module)))
+    schema = programs.schema
+    content = {
+        "own": {name: called(part) for name, part in given.items()},
+        "obs": programs.obs,
+        "local": list(programs.local),
+        "schema": None if schema is None else schema.to_dict(),
+    }
+    return Packed(content, _state(programs))
+
+
+def _unpack_programs(packed: Packed, handed: dict[str, Any]) -> Programs:
+    content, schema = packed.content, packed.content["schema"]
+    own = {name: handed[name] for name in content["own"]}
+    of = Programs(**own, obs=content["obs"], local=content["local"], schema=None if schema is None else _schema(schema))
+    return _filled(of, packed.tensors)
+
+
 # ---- weights
 
 
@@ -381,6 +404,7 @@ KINDS: dict[str, Kind] = {
     **{kind: Kind(_pack_made, _unpack_made(kind)) for kind in RECIPES},
     "vae": Kind(_pack_own, _unpack_own(VAE)),
     "autoencoder": Kind(_pack_own, _unpack_own(Autoencoder)),
+    "programs": Kind(_pack_programs, _unpack_programs),
     "ensemble": Kind(_pack_ensemble, _unpack_ensemble),
     "calibration": Kind(_pack_calibration, _unpack_calibration),
     "detector": Kind(_pack_detector, _unpack_detector),
@@ -388,6 +412,7 @@ KINDS: dict[str, Kind] = {
 OF = {
     "ppl_vae.model.vae.VAE": "vae",
     "ppl_vae.model.autoencoder.Autoencoder": "autoencoder",
+    "ppl_vae.model.programs.Programs": "programs",
     "ppl_vae.infer.ensemble.Ensemble": "ensemble",
     "ppl_vae.criticism.calibration.Calibration": "calibration",
     "ppl_vae.use.estimator.VAEDetector": "detector",

@@ -92,8 +92,9 @@ def load(path: str | PathLike, **own: Any) -> Any:
     Args:
         path: the folder. A link in the place of a file in it is refused.
         own: the objects of your own that the model was made with, under the names of the arguments that they were: of
-            `VAE` (encoder, decoder, prior, classes), `Autoencoder` or `build` (likelihood, prior, posterior; of a
-            likelihood by column those columns). Modules are given the saved values, and are as before if anything fails.
+            `VAE` (encoder, decoder, prior, classes), `Autoencoder`, `Programs` (model, guide, module) or `build`
+            (likelihood, prior, posterior; of a likelihood by column those columns). Modules are given the saved values,
+            and are as before if anything fails.
             Of a part of an ensemble, calibration or detector, `**{"0/prior": ...}`; an error says what is wanted.
 
     Returns: the same kind of thing, on the CPU, in the dtypes that it was saved in; its scores, p-values and decisions are
