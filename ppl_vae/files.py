@@ -132,7 +132,7 @@ def write_pair(folder: str | PathLike, name: str, content: Mapping[str, Any], te
 def read_pair(folder: str | PathLike, name: str) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """What `write_pair` wrote.
 
-    Raises: MissingFileError where there is none; ModelFileError for one that is not as it was written.
+    Raises: MissingFileError where there is none; ModelFileError for one that is not as it was written, or half of one.
     """
     import safetensors.torch
 
@@ -149,7 +149,10 @@ def read_pair(folder: str | PathLike, name: str) -> tuple[dict[str, Any], dict[s
         same = False
     if not same:
         raise ModelFileError(f"{file}: got content that is not what was written, expected it unchanged")
-    packed = _read(tensors, content["tensors"]["size"])
+    try:
+        packed = _read(tensors, content["tensors"]["size"])
+    except MissingFileError as error:  # half a pair is none that may be begun anew
+        raise ModelFileError(f"{error}, expected it beside {file.name}") from None
     if digest(packed) != content["tensors"]["sha256"]:
         raise ModelFileError(f"{tensors}: got content that is not what was written, expected it unchanged")
     # own, aligned memory: kernels are chosen by it
