@@ -5,8 +5,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,7 +23,7 @@ MAX_JSON = 64 * 2**20
 def write_bytes(path: str | PathLike, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one, never half: temporary file, fsync, rename."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make(path.parent)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -36,6 +36,31 @@ def write_bytes(path: str | PathLike, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time write to a folder, made where absent: it would take what others have begun for stale.
+
+    Where a system has no such locks, as for some network drives, it does not wait.
+    """
+    _make(folder)
+    with ExitStack() as held:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            handle = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path) -> None:
+    """A folder, and those that it is in, each there after a crash too."""
+    if not folder.is_dir():
+        _make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync(folder.parent)
 
 
 def _sync(folder: Path) -> None:
@@ -118,13 +143,14 @@ def write_pair(folder: str | PathLike, name: str, content: Mapping[str, Any], te
     whole = {**content, "tensors": {"sha256": digest(packed), "size": len(packed)}}
     own = _tensors_file(name, whole["tensors"]["sha256"])
     try:
-        write_bytes(folder / own, packed)
-        write_text(folder / f"{name}.json", to_json({**whole, "sha256": digest(to_json(whole).encode())}))
-        files = rf"{re.escape(name)}-[0-9a-f]{{16}}\.safetensors"
-        ours = rf"{files}|\.({re.escape(name)}\.json|{files})\.\w{{8}}"  # the last: of a process that was killed
-        for stale in folder.iterdir():
-            if re.fullmatch(ours, stale.name) and stale.name != own:
-                stale.unlink()
+        with locked(folder):
+            write_bytes(folder / own, packed)
+            write_text(folder / f"{name}.json", to_json({**whole, "sha256": digest(to_json(whole).encode())}))
+            files = rf"{re.escape(name)}-[0-9a-f]{{16}}\.safetensors"
+            ours = rf"{files}|\.({re.escape(name)}\.json|{files})\.\w{{8}}"  # the last: of a process that was killed
+            for stale in folder.iterdir():
+                if re.fullmatch(ours, stale.name) and stale.name != own:
+                    stale.unlink()
     except OSError as error:
         raise ModelFileError(f"{folder}: the {name} could not be written: {error}") from error
 
@@ -132,7 +158,7 @@ def write_pair(folder: str | PathLike, name: str, content: Mapping[str, Any], te
 def read_pair(folder: str | PathLike, name: str) -> tuple[dict[str, Any], dict[str, "Tensor"]]:
     """What `write_pair` wrote.
 
-    Raises: MissingFileError where there is none; ModelFileError for one that is not as it was written.
+    Raises: MissingFileError where there is none; ModelFileError for one that is not as it was written, or half of one.
     """
     import safetensors.torch
 
@@ -149,7 +175,10 @@ def read_pair(folder: str | PathLike, name: str) -> tuple[dict[str, Any], dict[s
         same = False
     if not same:
         raise ModelFileError(f"{file}: got content that is not what was written, expected it unchanged")
-    packed = _read(tensors, content["tensors"]["size"])
+    try:
+        packed = _read(tensors, content["tensors"]["size"])
+    except MissingFileError as error:  # half a pair is none that may be begun anew
+        raise ModelFileError(f"{error}, expected it beside {file.name}") from None
     if digest(packed) != content["tensors"]["sha256"]:
         raise ModelFileError(f"{tensors}: got content that is not what was written, expected it unchanged")
     # own, aligned memory: kernels are chosen by it

@@ -1,5 +1,7 @@
 """Files are whole or not there, and are what they seem to be."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import safetensors.torch
 import torch
 
 import ppl_vae as pv
+from ppl_vae import files
 from ppl_vae.files import pack, read_pair, write_pair
 
 
@@ -20,6 +23,15 @@ def test_tensors_never_begin_as_a_pickle_does() -> None:
         assert not (raw[0] == 0x80 and raw[1] in (2, 3, 4, 5)) and not raw.startswith(b"PK")
         assert torch.equal(safetensors.torch.load(raw)["a" * n], torch.arange(3.0))
     assert {0x280, 0x380, 0x480, 0x580} <= lengths
+
+
+def test_new_folders_and_files_reach_the_disk_before_what_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "_sync", synced.append)
+    files.write_text(tmp_path / "a" / "b" / "file", "")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
 
 
 def test_a_pair_comes_back_and_an_older_one_goes(tmp_path: Path) -> None:
@@ -42,3 +54,26 @@ def test_every_changed_byte_of_a_pair_is_caught(which: int, tmp_path: Path) -> N
         file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
         with pytest.raises((pv.ModelFileError, pv.MissingFileError)):
             read_pair(tmp_path, "kept")
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from ppl_vae.files import write_pair
+folder, own = Path(sys.argv[1]), int(sys.argv[2])
+(folder / sys.argv[2]).write_text("")
+while len(list(folder.glob("[01]"))) < 2: pass
+for number in range(60):
+    write_pair(folder, "kept", {"number": [own, number]}, {"a": torch.full((100,), own + number / 64)})
+"""
+
+
+def test_two_writers_leave_what_one_of_them_wrote(tmp_path: Path) -> None:
+    """Neither takes a file of the other, which it has begun, for one of a process that was killed."""
+    pytest.importorskip("fcntl")
+    both = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), str(own)]) for own in (0, 1)]
+    assert [one.wait(120) for one in both] == [0, 0]
+    content, tensors = read_pair(tmp_path, "kept")
+    own, number = content["number"]
+    assert number == 59 and torch.equal(tensors["a"], torch.full((100,), own + number / 64))
+    assert len(list(tmp_path.iterdir())) == 4

@@ -1,5 +1,6 @@
 """Tables larger than memory: files cut into shards, each read on its own, and the same whatever the others hold."""
 
+import csv
 import gzip
 import io
 import os
@@ -13,7 +14,7 @@ import numpy as np
 
 from ppl_vae.data.records import records
 from ppl_vae.data.schema import Schema
-from ppl_vae.data.tables import FRAMES, parse_csv
+from ppl_vae.data.tables import FRAMES, check_header, check_texts, parse_csv, refuse_nul, refuse_short
 from ppl_vae.errors import DataError, MissingFileError, PplVaeError, whole
 from ppl_vae.files import digest
 
@@ -95,6 +96,7 @@ def plan(
         ...     [(shard.first, shard.rows) for shard in plan(path, rows=2)[1]]
         [(0, 2), (2, 1)]
     """
+    check_texts(missing=missing, names=names)
     rows = None if rows is None else whole("rows", rows)
     sources, shards, before = [], [], 0
     for path in files_of(source):
@@ -219,6 +221,7 @@ def _csv(path: Path, rows: int | None, missing: Sequence[str], names: Sequence[s
     columns, last, size = None if names is None else tuple(names), b"", path.stat().st_size
     with _opened(path) as file:
         for block, ends, final in records(file):
+            refuse_nul(block)
             begin = 0
             if columns is None and len(ends):
                 begin, ends = int(ends[0]), ends[1:]
@@ -251,7 +254,13 @@ def _opened(path: str | Path) -> BinaryIO:
     return cast(BinaryIO, gzip.open(path, "rb") if str(path).lower().endswith(".gz") else open(path, "rb"))
 
 
+def _fields(content: bytes) -> Any:
+    """The `csv.reader` of some records."""
+    return csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
+
+
 def _header(line: bytes) -> tuple[str, ...]:
+    check_header(next(filter(any, _fields(line)), ()))
     return tuple(map(str, parse_csv(io.BytesIO(line), nrows=0, skipinitialspace=True).columns))
 
 
@@ -271,7 +280,9 @@ def _csv_rows(shard: Shard, kinds: dict[str, str]) -> Any:
 
     def parsed(dtypes: dict[str, Any]) -> Any:
         options = {"names": list(source.names), "header": None, "na_values": list(source.missing)}
-        return parse_csv(io.BytesIO(content), skipinitialspace=True, dtype=dtypes, **options)
+        frame = parse_csv(io.BytesIO(content), skipinitialspace=True, dtype=dtypes, **options)
+        refuse_short(frame, _fields(content), lambda row: f"row {shard.first + row}")
+        return frame
 
     try:
         return parsed({name: DTYPES[kind] for name, kind in kinds.items()})

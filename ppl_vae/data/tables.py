@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
-from ppl_vae.errors import DataError, MissingFileError, PplVaeError, first_line
+from ppl_vae.errors import DataError, MissingFileError, OptionError, PplVaeError, first_line
 
 ACCEPTED = (
     "a NumPy array, a torch tensor, a pandas or polars DataFrame, a pyarrow table, "
@@ -137,6 +137,7 @@ def read_csv(path: str | os.PathLike[str], *, missing: Sequence[str] = (), names
     Raises:
         DataError: not a CSV file in UTF-8, lines with more or fewer fields than columns, or two columns of one name.
         MissingFileError: the path does not exist.
+        OptionError: one text in the place of a list.
 
     Example:
         >>> import tempfile
@@ -147,12 +148,20 @@ def read_csv(path: str | os.PathLike[str], *, missing: Sequence[str] = (), names
         0   39  State-gov
         1   54        NaN
     """
+    check_texts(missing=missing, names=names)
     header = {} if names is None else {"names": list(names), "header": None}
 
     def reader(path: Path) -> Any:
         return _csv(path, skipinitialspace=True, na_values=list(missing), **header)
 
     return _open(Path(path), {".csv": reader, ".csv.gz": reader})
+
+
+def check_texts(**options: Any) -> None:
+    """Refuse a text where a list of texts is expected: its letters would be taken, each for one. Raises: OptionError."""
+    for name, value in options.items():
+        if isinstance(value, str):
+            raise OptionError(f"{name}: got {value!r}, expected a list of texts, as [{value!r}]")
 
 
 def like(values: np.ndarray, kind: str, names: tuple[str, ...], shape: tuple[int, ...]) -> Any:
@@ -416,17 +425,44 @@ def _npz(path: Path) -> np.ndarray:
 def _csv(path: Path, **options: Any) -> Any:
     unpacked: Any = gzip.open if path.suffix.lower() == ".gz" else open
     with unpacked(path, "rb") as file:
-        if any(b"\0" in part for part in iter(lambda: file.read(2**20), b"")):
-            raise DataError("got a NUL byte, expected text in UTF-8 throughout")
+        for part in iter(lambda: file.read(2**20), b""):
+            refuse_nul(part)
         file.seek(0)
         frame = parse_csv(file, **options)
     with unpacked(path, "rt", encoding="utf-8-sig", newline="") as text:
         lines = csv.reader(text, skipinitialspace=options.get("skipinitialspace", False))
-        if "names" not in options:  # pandas would call a second 'a' 'a.1'; those without a name it counts
-            _check_distinct(filter(None, next(line for line in lines if _fields(line))))
-        if frame.shape[1] > 1 and frame.iloc[:, -1].isna().any():  # the last field of a line that was cut short
-            _check_whole(lines, frame.shape[1])
+        if "names" not in options:
+            check_header(next(line for line in lines if _fields(line)))
+        refuse_short(frame, lines)
     return frame
+
+
+def refuse_nul(part: bytes) -> None:
+    """Refuse bytes that no text has; some readers end a cell at them."""
+    if b"\0" in part:
+        raise DataError("got a NUL byte, expected text in UTF-8 throughout")
+
+
+def check_header(fields: Iterable[str]) -> None:
+    """Refuse names that stand twice: pandas would call a second 'a' 'a.1'. Those without a name it counts."""
+    _check_distinct(filter(None, fields))
+
+
+def refuse_short(frame: Any, lines: Any, where: Callable[[int], str] | None = None) -> None:
+    """Refuse a line with fewer fields than columns, which pandas has filled: the last of its cells is missing.
+
+    Args:
+        frame: as parsed.
+        lines: a `csv.reader` of the same.
+        where: what to call the line of a row in messages; by default its number.
+    """
+    if frame.shape[1] == 1 or not frame.iloc[:, -1].isna().any():
+        return
+    full = ((line, count) for line in lines if (count := _fields(line)))
+    for row, (line, count) in enumerate(full):
+        if count < frame.shape[1]:
+            place = where(row) if where else f"line {lines.line_num}"
+            raise DataError(f"{place}: got {len(line)} field(s), expected {frame.shape[1]}")
 
 
 def parse_csv(file: IO[bytes], **options: Any) -> Any:
@@ -436,13 +472,6 @@ def parse_csv(file: IO[bytes], **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas drops fields that the header does not name
         return pd.read_csv(file, index_col=False, low_memory=False, **options)
-
-
-def _check_whole(lines: Any, width: int) -> None:
-    """Refuse a line with fewer fields than columns, which pandas would fill."""
-    for line in lines:
-        if 0 < _fields(line) < width:
-            raise DataError(f"line {lines.line_num}: got {len(line)} field(s), expected {width}")
 
 
 def _fields(line: list[str]) -> int:

@@ -6,7 +6,7 @@ generator whose state is kept. A fit that goes on is therefore the fit that was 
 
 import json
 import time
-from math import isnan, nan
+from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +75,7 @@ class Checkpoint:
 
         Raises: ModelFileError where the folder cannot be written.
         """
-        content = {"format": FORMAT, "fit": fit, "numbers": without_nan(state.numbers)}
+        content = {"format": FORMAT, "fit": fit, "numbers": as_json(state.numbers)}
         write_pair(self.folder, NAME, content, state.tensors)
         self.at, self.step = time.monotonic(), step
 
@@ -95,7 +95,7 @@ class Checkpoint:
                 f"checkpoint: got {self.folder} of another fit, whose {differs} was {there.get(differs)!s:.100}, expected "
                 f"{fit.get(differs)!s:.100}; name another folder, or delete it to start anew"
             )
-        return State(with_nan(content["numbers"]), tensors)
+        return State(from_json(content["numbers"]), tensors)
 
 
 def state_of_fit(run: Any, step: Any) -> State:
@@ -164,7 +164,7 @@ def packed(state: State | None) -> bytes:
     """A state as bytes; none as no bytes."""
     if state is None:
         return b""
-    return safetensors.torch.save(state.tensors, {"numbers": json.dumps(without_nan(state.numbers))})
+    return safetensors.torch.save(state.tensors, {"numbers": json.dumps(as_json(state.numbers))})
 
 
 def unpacked(raw: bytes) -> State | None:
@@ -173,7 +173,7 @@ def unpacked(raw: bytes) -> State | None:
         return None
     size = int.from_bytes(raw[:8], "little")
     numbers = json.loads(raw[8 : 8 + size])["__metadata__"]["numbers"]
-    return State(with_nan(json.loads(numbers)), safetensors.torch.load(raw))
+    return State(from_json(json.loads(numbers)), safetensors.torch.load(raw))
 
 
 def in_order(figures: dict[str, float]) -> list[list[Any]]:
@@ -181,19 +181,19 @@ def in_order(figures: dict[str, float]) -> list[list[Any]]:
     return [[name, value] for name, value in figures.items()]
 
 
-def without_nan(value: Any) -> Any:
-    """Numbers as JSON knows them: "nan" in the place of NaN."""
+def as_json(value: Any) -> Any:
+    """Numbers as JSON knows them: "nan", "inf" and "-inf" in the place of those that are not finite."""
     if isinstance(value, dict):
-        return {key: without_nan(v) for key, v in value.items()}
+        return {key: as_json(v) for key, v in value.items()}
     if isinstance(value, list):
-        return [without_nan(v) for v in value]
-    return "nan" if isinstance(value, float) and isnan(value) else value
+        return [as_json(v) for v in value]
+    return str(value) if isinstance(value, float) and not isfinite(value) else value
 
 
-def with_nan(value: Any) -> Any:
+def from_json(value: Any) -> Any:
     """The other way round."""
     if isinstance(value, dict):
-        return {key: with_nan(v) for key, v in value.items()}
+        return {key: from_json(v) for key, v in value.items()}
     if isinstance(value, list):
-        return [with_nan(v) for v in value]
-    return nan if value == "nan" else value
+        return [from_json(v) for v in value]
+    return float(value) if value in ("nan", "inf", "-inf") else value

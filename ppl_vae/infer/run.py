@@ -1,5 +1,6 @@
 """One fit: its options, its rows, its record, and where it stands."""
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,7 @@ from math import ceil, inf, isnan, nan
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -280,8 +282,12 @@ class Run(Options):
         """What a fit has to be the same in, to go on from a checkpoint."""
         batch = [digest(part.cpu().numpy().tobytes()) for part in self.encoded if part is not None]
         shapes = [f"{name} {tuple(v.shape)} {v.dtype}" for name, v in self.vae.state_dict().items()]
-        options = {n: called(value) if callable(value) else repr(value) for n, value in sorted(self.given.items())}
-        return {**options, "model": digest("\n".join(shapes).encode()), "data": digest("".join(batch).encode())}
+        options = {name: told(value) for name, value in sorted(self.given.items())}
+        # other priors, links or seeds of weights have the same shapes
+        recipe = getattr(self.vae, "recipe", None) or {}
+        options |= {f"model's {name}": told(value) for name, value in sorted(recipe.items())}
+        model = "\n".join([told(self.vae), *shapes])
+        return {**options, "model": digest(model.encode()), "data": digest("".join(batch).encode())}
 
     def _kept(self) -> State | None:
         """The state to go on from, and the model's count of steps as it was when this fit began."""
@@ -291,6 +297,13 @@ class Run(Options):
         if state is not None:
             self.vae.steps.fill_(state.numbers["first"])
         return state
+
+
+def told(value: Any) -> str:
+    """A value in words that are the same in every process."""
+    if callable(value) and not isinstance(value, torch.nn.Module):  # which shows its layers
+        return called(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value.item() if isinstance(value, np.generic) else value))
 
 
 class Best:

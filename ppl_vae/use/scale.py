@@ -124,7 +124,7 @@ def score_files(
         DataError: a file that is not whole or changes meanwhile, or rows that the model cannot read: names file, column
             and row of the file. Finished parts stay.
         MissingFileError, ModelFileError: no such file; no model, or a damaged one.
-        OptionError: unknown options; a folder with parts of another job.
+        OptionError: unknown options; a folder with parts of another job; one text in the place of a list.
 
     Example:
         >>> import tempfile, pandas as pd
@@ -262,6 +262,9 @@ def _tried(what: str, model: Any, cut: list[Shard], options: dict[str, Any]) -> 
         except OptionError:  # of a model that has no graph, or of any other option
             if options is choices[-1]:
                 raise
+        except DataError:  # which cell it is that makes a column text, all rows tell
+            _worked(what, model, cut[0], rows, options)
+            raise
     return options
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import MissingFileError, ModelFileError, OptionError
-from ppl_vae.files import digest, from_json, read_bytes, to_json, write_bytes, write_text
+from ppl_vae.files import digest, from_json, locked, read_bytes, to_json, write_bytes, write_text
 from ppl_vae.files import pack as pack_tensors
 from ppl_vae.use.kinds import anonymous, pack, unpack, untouched_on_failure, wanted
 from ppl_vae.use.migrations import migrate
@@ -71,16 +71,24 @@ def save(thing: Any, path: str | PathLike) -> None:
     }
     text = to_json({**content, "sha256": digest(to_json(content).encode())})
     _check_size(folder / MODEL_FILE, text.encode(), OptionError)
-    name = _weights_name(sha256)
+    try:
+        with locked(folder):
+            _write(folder, _weights_name(sha256), weights, text)
+    except OSError as error:
+        raise ModelFileError(f"{folder}: the model could not be written: {error}") from error
+
+
+def _write(folder: Path, name: str, weights: bytes, text: str) -> None:
+    """Both files, or neither; what is stale goes."""
     new = not (folder / name).exists()
     try:
         # the weights' name holds their digest, so that the old model stays whole until model.json is replaced
         write_bytes(folder / name, weights)
         write_text(folder / MODEL_FILE, text)
-    except OSError as error:
+    except OSError:
         if new:
             _remove(folder / name)
-        raise ModelFileError(f"{folder}: the model could not be written: {error}") from error
+        raise
     for stale in folder.iterdir():
         if re.fullmatch(OURS, stale.name) and stale.name != name:
             _remove(stale)

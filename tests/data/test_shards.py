@@ -14,7 +14,8 @@ import pytest
 import ppl_vae as pv
 from ppl_vae.data import records, shards
 from ppl_vae.data.shards import kinds, plan, read_shard
-from ppl_vae.errors import DataError, MissingFileError
+from ppl_vae.data.tables import read_csv
+from ppl_vae.errors import DataError, MissingFileError, OptionError
 
 TEXT = dict.fromkeys("abc", "text")
 
@@ -106,6 +107,9 @@ def test_a_folder_is_its_files_in_order(tmp_path: Path) -> None:
         ("t.csv.gz", b"a,b\n", "cannot be read"),
         ("t.csv.gz", gzip.compress(b"a,b\n1,2\n")[:-9], "cannot be read .EOFError"),
         ("t.csv", b"\xff,b\n1,2\n", "cannot be read .UnicodeDecodeError"),
+        ("t.csv", b"a,b\n1,2\n3\0,4\n", "got a NUL byte, expected text in UTF-8 throughout"),
+        ("t.csv", b"a,b\n1,2\n" + bytes(20), "got a NUL byte"),
+        ("t.csv", b"\n a,b, a\n1,2,3\n", "got 'a' more than once, expected distinct names"),
         ("t.parquet", b"PAR1 half of it", "got 15 bytes without a footer, expected a whole Parquet file"),
         ("t.parquet", b"", "got 0 bytes without a footer"),
         ("t.parquet", b"xxxx\0\0\0\0PAR1", "cannot be read"),
@@ -116,6 +120,24 @@ def test_what_is_not_a_whole_table_is_refused(tmp_path: Path, name: str, content
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         plan(tmp_path / name)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 9])
+def test_a_line_cut_short_is_refused_wherever_the_table_is_cut(tmp_path: Path, rows: int) -> None:
+    """As by `read_csv`, and not taken for a missing cell; one of blanks is none."""
+    (tmp_path / "t.csv").write_text('a,b\n1,2\n"x\ny",\n\n  \n3,4\n5\n7,8\n')
+    cut = plan(tmp_path / "t.csv", rows)[1]
+    with pytest.raises(DataError, match=r"row 3: got 1 field\(s\), expected 2"):
+        [read_shard(shard, {"a": "text", "b": "number"}) for shard in cut]
+
+
+@pytest.mark.parametrize("option", ["missing", "names"])
+def test_one_text_in_the_place_of_a_list_is_refused(tmp_path: Path, option: str) -> None:
+    """Else each of its letters would be one."""
+    (tmp_path / "t.csv").write_text("a,b\nn,2\n")
+    for read in (plan, read_csv):
+        with pytest.raises(OptionError, match=rf"{option}: got 'none', expected a list of texts, as \['none'\]"):
+            read(tmp_path / "t.csv", **{option: "none"})
 
 
 def test_a_quote_that_swallows_the_file_is_found_before_memory_is_full(

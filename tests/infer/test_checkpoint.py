@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import ppl_vae as pv
+from ppl_vae.infer.objectives import objective
 from ppl_vae.infer.run import Run
 
 RANDOM = np.random.RandomState(0)
@@ -295,7 +297,11 @@ def test_a_state_is_kept_by_the_clock(tmp_path: Path) -> None:
         ({"seed": 1}, "whose seed was 0, expected 1"),
         ({"objective": "iwae"}, "whose objective was 'elbo', expected 'iwae'"),
         ({"data": X + 1}, "whose data was"),
-        ({"vae": pv.build(X, latent=3)}, "whose model was"),
+        ({"vae": pv.build(X, latent=3)}, "whose model's hidden was"),
+        ({"vae": small(activation="relu")}, "whose model's activation was 'tanh', expected 'relu'"),
+        ({"vae": small(prior="laplace")}, "whose model's prior was 'standard_normal', expected 'laplace'"),
+        ({"vae": small(seed=1)}, "whose model's seed was 0, expected 1"),
+        ({"vae": small().double()}, "whose model was"),
     ],
 )
 def test_the_state_of_another_fit_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -319,6 +325,36 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
                 pv.fit(small(), X, **options)
         file.write_bytes(raw)
     pv.fit(small(), X, **options)
+
+
+def test_half_a_state_is_refused(tmp_path: Path) -> None:
+    """Not taken for none, so that what is there is not written over."""
+    options = {**OPTIONS, "checkpoint": tmp_path, "epochs": 1}
+    pv.fit(small(), X, **options)
+    next(tmp_path.glob("*.safetensors")).unlink()
+    with pytest.raises(pv.ModelFileError, match=r"no such file, expected it beside checkpoint\.json"):
+        pv.fit(small(), X, **options)
+
+
+def test_bounds_that_are_not_finite_are_kept(tmp_path: Path) -> None:
+    """As of a held-out row that no float32 holds the density of."""
+    far = X.copy()
+    far[torch.randperm(150, generator=torch.Generator().manual_seed(0))[0]] = 1e25  # the first that a fit holds out
+    options = {**OPTIONS, "checkpoint": tmp_path, "checkpoint_steps": 1}
+    history = pv.fit(small(), far, **options)
+    assert np.isneginf(history["valid_bound"]).all()
+    again = pv.fit(small(), far, **options)
+    assert again.epochs == history.epochs
+
+
+def test_equal_options_are_the_same_in_every_process() -> None:
+    """A number of NumPy's is that number, and no place in memory is part of a name."""
+    given = {name: p.default for name, p in signature(pv.fit).parameters.items() if p.default is not Parameter.empty}
+    given.pop("progress")
+    a, b = (
+        Run(small(), X, **{**given, "lr": lr, "objective": objective("iwae", 2)}) for lr in (np.float64(0.01), 0.01)
+    )
+    assert a.identity == b.identity
 
 
 @pytest.mark.parametrize(

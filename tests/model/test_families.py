@@ -84,11 +84,12 @@ def fitted(name):
 def integral(name, schema, distribution, of=torch.ones_like):
     """Of a function times the density of one column, in its own units: the trapezoid rule on a real t that x is mapped to.
 
-    Positive numbers are exp(t), those of [0, 1] sigmoid(t), reals sinh(t) about the mean: each decays fast in t.
+    Positive numbers are exp(t), those of [0, 1] sigmoid(t), reals sinh(t) about the mean: each decays fast in t, but for a
+    gamma's, as exp(c t): of concentrations c below 0.013 more than 1e-4 lies below the smallest float64.
     """
     kind = LIKELIHOODS[name].type
     center = float(own_mean(schema, distribution))
-    t = torch.linspace(-90 if kind == "positive" else -36, 36, 200_001, dtype=torch.float64)
+    t = torch.linspace(-690 if kind == "positive" else -36, 36, 200_001, dtype=torch.float64)
     own, slope = {
         "real": lambda: (center + t.sinh(), t.cosh()),
         "positive": lambda: (t.exp(), t.exp()),

@@ -254,10 +254,12 @@ def test_a_bad_row_is_named_and_finished_parts_stay(
     ]
 
 
-def test_a_word_among_numbers_is_named(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [10, 50])
+def test_a_word_among_numbers_is_named(saved: Path, tmp_path: Path, rows: int) -> None:
+    """Also where it is in the first shard, whose first row is tried alone."""
     write(HOLES.astype({"wage": object}).replace({"wage": {HOLES["wage"][33]: "much"}}), tmp_path / "t.csv")
     with pytest.raises(DataError, match=r"t\.csv: column 'wage': got 'much' in row 33 .*expected numbers"):
-        pv.score_files(saved, tmp_path / "t.csv", tmp_path / "out", rows=10, **FAST)
+        pv.score_files(saved, tmp_path / "t.csv", tmp_path / "out", rows=rows, **FAST)
 
 
 def test_columns_of_all_files_are_known_to_fit_before_the_first_is_read(saved: Path, tmp_path: Path) -> None:
