@@ -44,7 +44,9 @@ def copy_notebooks() -> None:
 def as_rst(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Docstrings are plain text, with code in single backticks: take what reStructuredText would read into it."""
     text = "\n".join(lines)
-    text = re.sub(r"^Returns: ((?:.+\n?)+)", lambda found: ":returns: " + found[1].replace("\n", " ") + "\n", text, flags=re.M)
+    text = re.sub(
+        r"^Returns: ((?:.+\n?)+)", lambda found: ":returns: " + found[1].replace("\n", " ") + "\n", text, flags=re.M
+    )
     quiet, verbatim = [], False
     for line in text.split("\n"):
         verbatim = line.lstrip().startswith(">>>") or (verbatim and bool(line.strip()))
