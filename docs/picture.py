@@ -11,18 +11,17 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import Ellipse
-from scipy.stats import norm
 
 import ppl_vae as pv
 
-SHOWN, SIDE = 13, 10
-"""The row of the digits whose way is drawn; images along each side of the plane."""
+SHOWN, SIDE, REACH = 13, 12, 2.8
+"""The row of the digits whose way is drawn; images along each side of the plane, which goes so far each way."""
 
 
-def main(epochs: int = 300, path: Path = Path(__file__).with_name("vae.png")) -> None:
+def main() -> None:
     data = pv.datasets.load("digits")
     vae = pv.build(data.x, latent=2, hidden=(256, 256), likelihood="continuous_bernoulli")
-    pv.fit(vae, data.x, epochs=epochs, lr=2e-3, progress=False)
+    pv.fit(vae, data.x, epochs=300, lr=2e-3, progress=False)
     draws = pv.draws(vae, data.x[SHOWN : SHOWN + 1], num_draws=1000).z[:, 0].numpy()
     loc, scale = draws.mean(0), draws.std(0)
 
@@ -37,7 +36,7 @@ def main(epochs: int = 300, path: Path = Path(__file__).with_name("vae.png")) ->
     dots = plane.scatter(*z.T, c=data.y, cmap="tab10", s=5, alpha=0.6, linewidths=0)
     for size in (1, 2):
         plane.add_patch(Ellipse(loc, *(2 * size * scale), fill=False, lw=1.6))
-    plane.set(xlim=(-3.2, 3.2), ylim=(-3.2, 3.2))
+    plane.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH))
     plane.set_title("z, a point a row; the ellipses are q(z|x)", fontsize=11)
     plane.legend(
         *dots.legend_elements(),
@@ -49,11 +48,12 @@ def main(epochs: int = 300, path: Path = Path(__file__).with_name("vae.png")) ->
         columnspacing=0.4,
     )
 
-    levels = norm.ppf((np.arange(SIDE) + 0.5) / SIDE)
+    levels = np.linspace(-REACH, REACH, SIDE)
     grid = np.array([(a, b) for b in levels[::-1] for a in levels])
-    images = np.asarray(pv.decode(vae, grid)).reshape(SIDE, SIDE, 8, 8).swapaxes(1, 2).reshape(SIDE * 8, SIDE * 8)
-    again.imshow(images, cmap="gray_r")
-    again.set_title("E[x|z] over the plane", fontsize=11)
+    images = np.pad(np.asarray(pv.decode(vae, grid)).reshape(-1, 8, 8), ((0, 0), (1, 1), (1, 1)))
+    images = images.reshape(SIDE, SIDE, 10, 10).swapaxes(1, 2).reshape(SIDE * 10, SIDE * 10)
+    again.imshow(images, cmap="gray_r", interpolation="nearest")
+    again.set_title("E[x|z] over the same square", fontsize=11)
 
     for start, stop, above, below in (
         (0.165, 0.275, "vae.guide", "encoder, q(z|x)"),
@@ -66,7 +66,7 @@ def main(epochs: int = 300, path: Path = Path(__file__).with_name("vae.png")) ->
         blank.annotate("", (stop, 0.49), (start, 0.49), arrowprops={"arrowstyle": "-|>", "lw": 1.6, "color": "black"})
     for axes in (row, plane, again):
         axes.set(xticks=[], yticks=[])
-    figure.savefig(path, metadata={"Software": None}, pil_kwargs={"optimize": True})
+    figure.savefig(Path(__file__).with_name("vae.png"), metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":
