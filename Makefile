@@ -1,4 +1,4 @@
-# make install | demo | test | arviz1 | bench | clean.  Another interpreter: make install PYTHON=python3.12
+# make install | demo | test | docs | arviz1 | bench | clean.  Another interpreter: make install PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +14,7 @@ NEWER ?= $(shell for python in python3.14 python3.13 python3.12 $(wildcard $(HOM
 	$$python -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))" 2>/dev/null && echo $$python && break; done)
 ARVIZ1 := .venv-arviz1
 
-.PHONY: install demo test arviz1 bench clean
+.PHONY: install demo test docs arviz1 bench clean
 
 install: $(STAMP)
 
@@ -42,10 +42,19 @@ arviz1:
 	then touch $(ARVIZ1)/.installed; \
 	else echo "ArviZ 1.x could not be installed, and is not tested"; fi
 
+# Warnings are errors; nothing is fetched but the extra itself, once.
+docs: .venv/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+.venv/.docs: $(STAMP)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
 bench:
 	@echo "Run one with: $(BIN)/python <script>"
 	@ls benchmarks/*.py 2>/dev/null || echo "(no scripts yet)"
 
 clean:
-	rm -rf .venv $(ARVIZ1) dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(ARVIZ1) dist docs/_build .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

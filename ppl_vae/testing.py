@@ -100,7 +100,15 @@ def example(types: dict[str, str], rows: int = 60, seed: int = 0) -> pd.DataFram
     """Rows whose columns a common factor moves, beside a covariate "age" and a group "site" of four levels.
 
     Args:
+        rows: how many.
+        seed: of their values.
         types: of each column, by its name.
+
+    Returns: rows of these columns, "age" and "site".
+
+    Example:
+        >>> example({"weight": "positive", "kind": "categorical"}, rows=5).columns.tolist()
+        ['weight', 'kind', 'age', 'site']
     """
     noise = np.random.default_rng(seed)
     factor = noise.normal(size=rows)

@@ -232,13 +232,28 @@ class Calibration:
         return [fold.reference(fold.patterns[np.bincount(fold.which).argmax()])[0] for fold in self.folds]
 
     def at(self, level: float, rule: str | None = None, delta: float | None = None) -> "Calibration":
-        """The same calibration rows at another level, or by another rule: nothing is fitted again."""
+        """Take the same calibration rows at another level, or by another rule: nothing is fitted again.
+
+        Args:
+            level: as in `calibrate`.
+            rule: as there; None: the same.
+            delta: as there; None: the same.
+
+        Returns: another `Calibration`.
+
+        Raises: OptionError.
+        """
         rule, delta = self.rule if rule is None else rule, self.delta if delta is None else delta
         _check_rule(rule, len(self.folds))
         return _told(replace(self, level=_share("level", level), rule=rule, delta=_share("delta", delta)))
 
     def decide(self, data: Any) -> Decisions:
         """Judge m rows: flag them, say which decisions are unsure, and how probable such scores are of normal rows.
+
+        Args:
+            data: m rows.
+
+        Returns: `Decisions`, (m,) of each.
 
         Raises: as `score`.
         """
@@ -272,20 +287,42 @@ class Calibration:
         return float(p_values(self.rule, list(references), [np.array([-np.inf])] * len(references), self.delta)[0])
 
     def p_values(self, data: Any) -> np.ndarray:
-        """(m,): how probable so low a score is of a normal row."""
+        """Say how probable so low a score is of a normal row.
+
+        Args:
+            data: m rows.
+
+        Returns: p-values (m,) in (0, 1], lower = more anomalous.
+
+        Raises: as `score`.
+        """
         return self.decide(data).p_values
 
     def predict(self, data: Any) -> np.ndarray:
-        """(m,) of bool: which rows are flagged as anomalous."""
+        """Flag rows as anomalous where p <= level.
+
+        Args:
+            data: m rows.
+
+        Returns: (m,) of bool.
+
+        Raises: as `score`.
+        """
         return self.decide(data).anomalous
 
     def select(self, data: Any, fdr: float = 0.1) -> np.ndarray:
-        """(m,) of bool: rows picked by Benjamini & Hochberg (1995), of which a share `fdr` is normal at most, on average.
+        """Pick rows by Benjamini & Hochberg (1995), of which a share `fdr` is normal at most, on average.
 
         P-values against the same calibration rows depend on each other positively, which does no harm where rows are
         independent and scores continuous (Bates et al. 2023, theorem 2). It is proven of rows with the same cells and
         without folds. By the rule "simultaneous" it holds with probability 1 - delta over calibration rows. One row of m is
         picked from m / fdr calibration rows on: with n of these no p-value is below 1 / (n + 1).
+
+        Args:
+            data: m rows.
+            fdr: that share, the false-discovery rate.
+
+        Returns: (m,) of bool.
 
         Raises: OptionError for the rules "conditional", of one level alone, and "tail"; as `score`.
         """

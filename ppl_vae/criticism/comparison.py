@@ -86,7 +86,15 @@ class Comparison:
         self.table = table[[*first, *(c for c in lines if c not in first)]]
 
     def log_evidence(self, candidate: str) -> dict[int, np.ndarray]:
-        """Estimates of log p(x) of the test rows (n,), by seed."""
+        """Estimates of log p(x) of the test rows by one candidate.
+
+        Args:
+            candidate: its name.
+
+        Returns: {seed: (n,)} in nats.
+
+        Raises: OptionError for an unknown name.
+        """
         choose("candidate", candidate, dict.fromkeys(self.cells["candidate"]))
         return {seed: rows["log_p"] for (name, seed), rows in self._done.items() if name == candidate}
 
@@ -141,6 +149,8 @@ class Comparison:
 
         Args:
             axes: where to draw; None makes a figure.
+
+        Returns: the axes.
         """
         from matplotlib.figure import Figure
 
@@ -165,7 +175,11 @@ class Comparison:
         return axes
 
     def save(self, folder: str | PathLike) -> None:
-        """Write table.csv, cells.csv, pointwise.csv and settings.json to a folder."""
+        """Write table.csv, cells.csv, pointwise.csv and settings.json to a folder.
+
+        Args:
+            folder: made where it is not there.
+        """
         for name in ("table", "cells", "pointwise"):
             text = getattr(self, name).to_csv(index=name == "table", lineterminator="\n")
             write_text(Path(folder) / f"{name}.csv", text)

@@ -53,9 +53,15 @@ class Explanation:
         return f"Explanation({len(self.scores)} rows by {len(self.names)} columns)"
 
     def columns(self, row: int, most: int = 3) -> list[tuple[str, float]]:
-        """The columns of a row, by its place, whose repair gains most, each with its gain in nats, the largest first.
+        """The columns of a row whose repair gains most, the largest gain first.
 
         Without those whose repair leaves the row as impossible as it was: none, where more than one cell makes it so.
+
+        Args:
+            row: its place.
+            most: so many columns, at most.
+
+        Returns: (name, gain in nats) of each.
 
         Raises: OptionError for a place that there is not.
         """
@@ -65,11 +71,14 @@ class Explanation:
         return [(self.names[j], float(self.gain[row, j])) for j in order if self.gain[row, j] > -np.inf]
 
     def repaired(self, least: float = 3.0) -> Any:
-        """The rows with their worst cell as the others ask for, where that gains enough; of the data's own type, else as it
-        was. A row with more than one wrong cell may still be anomalous: explain it again.
+        """The rows with their worst cell as the others ask for, where that gains enough.
+
+        A row with more than one wrong cell may still be anomalous: explain it again.
 
         Args:
             least: gain in nats from which on a cell is replaced; 3 is a factor of 20.
+
+        Returns: n rows, of the data's own type; as they were, where no repair gains enough.
         """
         least, worst, schema, cells = number("least", least), self.gain.argmax(1), self.vae.schema, {}
         for j in np.unique(worst):
@@ -79,7 +88,10 @@ class Explanation:
         return filled(self.data, cells, self.names if schema is None or not schema.beside else None)
 
     def frame(self) -> Any:
-        """The gains as a pandas DataFrame."""
+        """The gains as a pandas data frame.
+
+        Returns: n rows, a column for each of the data, in nats.
+        """
         import pandas as pd
 
         return pd.DataFrame(self.gain, columns=list(self.names))

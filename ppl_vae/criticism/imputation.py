@@ -54,9 +54,14 @@ class Imputed:
         return f"Imputed({cells} cells of {len(self.ess)} rows, {self.num_draws} draws)"
 
     def completed(self, m: int) -> Any:
-        """Completed table number m, from 0 to num_draws - 1, of the data's own type.
+        """One completed table.
 
         Analyse each, then pool by Rubin's rules. The tables are exchangeable: none is better than another.
+
+        Args:
+            m: its number, from 0 to num_draws - 1.
+
+        Returns: n rows without holes, of the data's own type.
 
         Raises: OptionError for a number outside.
         """
@@ -90,6 +95,8 @@ def impute(vae: Any, data: Any, num_draws: int = 20, seed: int = 0, candidates: 
         num_draws: M, imputations of each hole.
         seed: of all noise.
         candidates: draws a row to resample from.
+
+    Returns: `Imputed`: .frame with the holes filled, .draws of each hole.
 
     Raises: OptionError for a model without nullable columns, or without weights; ProgramError for a joint likelihood that
         is no normal.

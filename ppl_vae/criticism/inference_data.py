@@ -110,6 +110,8 @@ def to_arviz(
             place of the guide's; z is drawn given these.
         particles: draws of z in each log p(x_i | w_s).
 
+    Returns: ArviZ's `InferenceData`, or an xarray `DataTree`.
+
     Raises: OptionError for unknown groups, or one that this model does not have; DataError; ProgramError.
 
     Example:

@@ -234,6 +234,14 @@ def loo(inference: Any) -> Any:
     Returns: as `elpd`; a k-hat above the threshold warns that the row's number, or all of q, should not be trusted.
 
     Raises: OptionError for an export without log likelihoods, which says why it has none.
+
+    Example:
+        >>> from ppl_vae.criticism.inference_data import to_arviz
+        >>> from ppl_vae.model.build import build
+        >>> x = np.random.RandomState(0).randn(20, 3)
+        >>> vae = build(x, latent=1, hidden=(4,), weights="normal")
+        >>> loo(to_arviz(vae, x, num_draws=50)).n_data_points
+        20
     """
     if not hasattr(inference, "attrs") or not hasattr(inference, "groups"):
         raise OptionError(f"loo: got a {type(inference).__name__}, expected what to_arviz returned")

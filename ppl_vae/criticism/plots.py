@@ -105,6 +105,12 @@ def reconstructions(vae: Any, data: Any, n: int = 10) -> "Figure":
         that they can share an axis.
 
     Raises: OptionError, DataError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> len(reconstructions(PPCA(2).fit(x), x, n=3).axes)
+        3
     """
     table = read(data)
     rows = like(table.values[: whole("n", n)], table.kind, table.names, table.shape)
@@ -123,7 +129,15 @@ def samples(vae: Any, n: int = 64, seed: int = 0, axes: "Axes | None" = None) ->
         seed: of the draws, as in `generate`.
         axes: where to draw; None makes a figure.
 
+    Returns: the figure.
+
     Raises: OptionError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> len(samples(PPCA(2).fit(x), n=9).axes[0].lines)
+        9
     """
     values = _values(decode(vae, generate(vae, n, seed).z))
     if not _is_image(vae):
@@ -144,7 +158,15 @@ def manifold_grid(vae: Any, side: int = 20, axes: "Axes | None" = None) -> "Figu
         side: images along each side, at the standard normal's quantiles (i + 1/2) / side.
         axes: where to draw; None makes a figure.
 
+    Returns: the figure.
+
     Raises: OptionError: rows that are no images, or another number of latent dimensions.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> images = np.random.RandomState(0).rand(50, 8, 8)
+        >>> manifold_grid(PPCA(2).fit(images), side=3).axes[0].images[0].get_array().shape
+        (24, 24)
     """
     whole("side", side)
     if not _is_image(vae):
@@ -179,7 +201,15 @@ def latent_scatter(
         dimensions: which two.
         axes: where to draw; None makes a figure.
 
+    Returns: the figure.
+
     Raises: OptionError, DataError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> latent_scatter(PPCA(2).fit(x), x).axes[0].collections[0].get_offsets().shape
+        (50, 2)
     """
     means = encode(vae, data)
     first, second = _dimensions(dimensions, means.shape[1])
@@ -398,7 +428,17 @@ def latent_units(diagnosis: Any, axes: "Axes | None" = None) -> "Figure":
         diagnosis: with the checks "kl" and "active_units", of a model whose dimensions have distributions of their own.
         axes: where to draw; None makes a figure.
 
+    Returns: the figure.
+
     Raises: OptionError where one of them is missing.
+
+    Example:
+        >>> from ppl_vae.criticism.diagnostics import diagnose
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> found = diagnose(PPCA(2).fit(x), x, checks=["kl", "active_units"], num_draws=10)
+        >>> len(latent_units(found).axes[0].patches)
+        2
     """
     kl, activity = diagnosis["kl"].detail.get("kl"), diagnosis["active_units"].detail.get("activity")
     if kl is None or activity is None:
@@ -431,6 +471,13 @@ def explained(found: Any, n: int = 5) -> "Figure":
     Returns: the figure. One colour scale for all images, from 0 to the largest gain.
 
     Raises: OptionError.
+
+    Example:
+        >>> from ppl_vae.criticism.explanation import explain
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> len(explained(explain(PPCA(2).fit(x), x[:1], num_draws=8), n=1).axes)
+        1
     """
     if not isinstance(found, Explanation):
         raise OptionError(f"found: got a {type(found).__name__}, expected the Explanation that `explain` gives")

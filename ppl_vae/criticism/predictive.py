@@ -41,11 +41,14 @@ def generate(vae: Any, n: int, seed: int = 0, given: Any = None) -> Simulated:
     """Draw n rows from the model: z from the prior, x from p(x|z). What all rows share is drawn once, from its posterior.
 
     Args:
+        vae: a model with its guide.
         n: rows.
         seed: of the noise.
         given: n rows with the columns that the model is given (covariates, group), where it has any; a group that is
             missing or was not seen is one from the population, each row in one of its own. A row of a class that the
             column of labels says is of that class; classes that are missing are drawn.
+
+    Returns: `Simulated`: .x of the data's own type, .z (n, k).
 
     Raises: OptionError for an improper prior, or `given` that does not fit; DataError for its columns.
 
@@ -83,12 +86,17 @@ def _of_classes(vae: Any, label: Tensor | None) -> Any:
 
 
 def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarray:
-    """Posterior means E_q[z|x], (n, k).
+    """Posterior means E_q[z|x].
 
     Args:
+        vae: a model with its guide.
         data: n rows.
         num_draws: of a posterior without a mean in closed form, such as a flow's, the mean is that of so many draws.
         seed: of their noise.
+
+    Returns: (n, k), in the units of the prior.
+
+    Raises: OptionError, DataError.
 
     Example:
         >>> from ppl_vae.model.linear import PCA
@@ -116,6 +124,7 @@ def classify(vae: Any, data: Any) -> Any:
     """Probabilities q(y|x) of the classes of a model with a label (Kingma et al. 2014, M2).
 
     Args:
+        vae: a model with a label.
         data: n rows; labels in them are not looked at.
 
     Returns: a pandas data frame (n, classes) whose columns are the classes; each row sums to 1.
@@ -140,16 +149,25 @@ def classify(vae: Any, data: Any) -> Any:
 
 
 def decode(vae: Any, z: Any, given: Any = None) -> Any:
-    """E[x|z] for codes z (n, k), of the data's own type and units; of a categorical column the most probable level.
+    """E[x|z] for given codes; of a categorical column the most probable level.
 
     Uncertain weights of the decoder are averaged over, by 64 draws.
 
     Args:
+        vae: a model.
         z: (n, k), in the units of the prior.
         given: n rows with the columns that the model is given (covariates, group), where it has any, and with its label,
             if x is to be of that class; where a label is missing it is the most probable class under p(y).
 
+    Returns: n rows, of the data's own type and units.
+
     Raises: OptionError, DataError for codes or columns that do not fit.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> decode(PPCA(2).fit(x), np.zeros((1, 2))).shape
+        (1, 4)
     """
     return _decoded(vae, z, given, {})
 
@@ -207,13 +225,22 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
     """E[x|z] for every row, of the data's own type and units.
 
     Args:
+        vae: a model with its guide.
         data: n rows.
         num_draws: None decodes the posterior mean of z, in the row's own class or the most probable one; a number S
             averages over S draws of z (and of the class, where it is unknown). An `Ensemble` always averages, over 64 draws
             of each member for None.
         seed: of these draws.
 
+    Returns: n rows, of the data's own type and units.
+
     Raises: OptionError for an average over codes of levels or angles; DataError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> bool(np.allclose(reconstruct(PCA(4).fit(x), x), x, atol=1e-5))  # nothing is lost
+        True
     """
 
     def average(block: Any) -> Tensor:
@@ -238,6 +265,7 @@ def predict(vae: Any, data: Any, at: dict[str, Any]) -> Any:
     where such z and c were seldom seen together.
 
     Args:
+        vae: a model with covariates.
         data: n rows.
         at: {covariate: one value, or n of them}, in its own units.
 
@@ -270,11 +298,20 @@ def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10, given: Any = N
     """Decoded codes on the straight line between those of two rows.
 
     Args:
+        vae: a model with its guide.
         start, stop: data of one row each.
         steps: codes on the line, both ends included.
         given: `steps` rows, as for `decode`.
 
     Returns: `steps` rows, of the data's own type.
+
+    Raises: OptionError for more than one row; DataError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> interpolate(PPCA(2).fit(x), x[:1], x[1:2], steps=5).shape
+        (5, 4)
     """
     ends = [encode(vae, row) for row in (start, stop)]
     if any(len(end) != 1 for end in ends):
@@ -287,10 +324,21 @@ def traverse(vae: Any, row: Any, dimension: int, values: Any = None, given: Any 
     """Decoded codes of one row with one latent dimension moved through `values` (default: -3 to 3 in 10 steps).
 
     Args:
+        vae: a model with its guide.
         row: data of one row.
         dimension: its number, from 0.
         values: m numbers.
         given: m rows, as for `decode`.
+
+    Returns: m rows, of the data's own type and units.
+
+    Raises: OptionError for a dimension that there is not; DataError.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> x = np.random.RandomState(0).randn(50, 4)
+        >>> traverse(PPCA(2).fit(x), x[:1], dimension=0, values=[-1.0, 0.0, 1.0]).shape
+        (3, 4)
     """
     code = encode(vae, row)
     values = np.linspace(-3, 3, 10) if values is None else np.asarray(values, float)
@@ -308,10 +356,18 @@ def manifold(vae: Any, side: int = 20, given: Any = None) -> Any:
     """E[x|z] on a grid over two latent dimensions, through the standard normal's quantiles (Kingma & Welling 2013, fig. 4).
 
     Args:
+        vae: a model of two latent dimensions.
         side: points on each axis.
         given: side * side rows, as for `decode`.
 
     Returns: side * side rows, of the data's own type; the first latent dimension runs along rows of the picture.
+
+    Raises: OptionError for another number of latent dimensions.
+
+    Example:
+        >>> from ppl_vae.model.linear import PPCA
+        >>> manifold(PPCA(2).fit(np.random.RandomState(0).randn(50, 4)), side=3).shape
+        (9, 4)
     """
     quantiles = torch.special.ndtri((torch.arange(whole("side", side), dtype=torch.float64) + 0.5) / side).numpy()
     try:

@@ -47,6 +47,10 @@ class Scores:
         Args:
             contamination: expected share of anomalies among these rows, in (0, 0.5].
 
+        Returns: a score, in the unit of `values`.
+
+        Raises: OptionError for a share outside (0, 0.5].
+
         Example:
             >>> scores = Scores(np.arange(100.0), np.zeros(100), "elbo")
             >>> bool(np.mean(scores.values < scores.threshold(0.05)) == 0.05)

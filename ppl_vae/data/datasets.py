@@ -39,7 +39,13 @@ class Dataset(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """How one data set is read: `load(name, root)` from `files` below the data folder."""
+    """How one data set is read.
+
+    Attributes:
+        load: called with the data set's name and the data folder, where it reads the files.
+        files: their paths below the data folder.
+        description: in a line.
+    """
 
     load: Callable[[str, Path], Dataset]
     files: tuple[str, ...]
@@ -63,6 +69,10 @@ def load(name: str, root: str | os.PathLike[str] | None = None) -> Dataset:
         OptionError: an unknown name; lists the known ones.
         MissingFileError: a file is absent; says which and where.
         DataError: a file differs from the published one.
+
+    Example:
+        >>> load("digits").x.shape
+        (1797, 64)
     """
     name = _canonical(name)
     return choose("data set", name, DATASETS).load(name, _root(root))
@@ -76,6 +86,10 @@ def names(root: str | os.PathLike[str] | None = None) -> list[tuple[str, bool, s
 
     Returns:
         (name, whether its files are there, description) of each.
+
+    Example:
+        >>> names()[0][:2]
+        ('digits', True)
     """
     folder = _root(root)
     return [(name, all((folder / f).is_file() for f in e.files), e.description) for name, e in DATASETS.items()]
@@ -95,6 +109,10 @@ def binarize(x: np.ndarray, how: str | None, seed: int = 0) -> np.ndarray:
     Raises:
         DataError: a value outside [0, 1]; names the column.
         OptionError: an unknown `how`.
+
+    Example:
+        >>> binarize(np.array([[0.2, 0.8]]), "threshold")
+        array([[0., 1.]], dtype=float32)
     """
     return choose("binarize", "none" if how is None else how, BINARIZE)(x, seed)
 

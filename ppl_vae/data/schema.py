@@ -37,12 +37,21 @@ class Batch(NamedTuple):
     label: torch.Tensor | None = None
 
     def rows(self, numbers: Any) -> "Batch":
-        """The batch of these rows: row numbers, a slice or a mask (n,)."""
+        """Take some of the rows.
+
+        Args:
+            numbers: of rows, a slice, or a mask (n,).
+
+        Returns: their `Batch`.
+        """
         parts: list[Any] = [None if part is None else part[numbers] for part in self]
         return Batch(*parts)
 
     def arguments(self) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-        """The arguments of the two programs: (x,) or (x, mask), and by keyword those of c, group and label there are."""
+        """Lay the columns out as the two programs take them.
+
+        Returns: (x,) or (x, mask), and by keyword those of c, group and label there are.
+        """
         given = {name: getattr(self, name) for name in ("c", "group", "label")}
         args = (self.x,) if self.mask is None else (self.x, self.mask)
         return args, {name: value for name, value in given.items() if value is not None}
@@ -214,6 +223,8 @@ class Schema:
 
         Args:
             data: one row or more of any kind that `tables.read` accepts.
+
+        Returns: a `Schema` in which encoded and own units are the same.
         """
         table = read(data)
         check_numbers(table)
@@ -353,7 +364,10 @@ class Schema:
         return like(own, self.kind, self.names, self.shape)
 
     def to_dict(self) -> dict[str, Any]:
-        """The schema as plain lists, strings and numbers; `from_dict` gives it back exactly, through JSON too."""
+        """The schema as plain lists, strings and numbers.
+
+        Returns: what `from_dict` gives back exactly, through JSON too.
+        """
         state = {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
         return state | {"covariates": self.covariates and self.covariates.to_dict()}
 
@@ -393,7 +407,15 @@ class Schema:
         return (*given, *(column.name for column in (self.group, self.label) if column is not None))
 
     def named(self, table: Table) -> Table:
-        """The table, its columns named by the schema where they are matched by position."""
+        """Name the columns by the schema, where they are matched by position.
+
+        Args:
+            table: n rows.
+
+        Returns: the same table with names.
+
+        Raises: DataError for another number of columns.
+        """
         frames = self.kind in FRAMES and table.kind in FRAMES
         bare = table.kind not in FRAMES and self.covariates is None and len(table.names) == self.width
         if frames or (self.beside and not bare):
@@ -403,7 +425,15 @@ class Schema:
         return table._replace(names=self.names)
 
     def match(self, table: Table) -> Table:
-        """The table of the schema's own columns, in its order. Raises: DataError for missing or unknown ones."""
+        """Take the schema's own columns, in its order.
+
+        Args:
+            table: n rows of named columns.
+
+        Returns: the table of these columns.
+
+        Raises: DataError for missing or unknown ones.
+        """
         if table.names == self.names and self.covariates is None:
             return table
         needed = (*self.names, *(() if self.covariates is None else self.covariates.names))

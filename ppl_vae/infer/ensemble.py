@@ -63,11 +63,26 @@ class Ensemble(nn.Module):
         self.schema = members[0].schema
 
     def batch(self, data: Any, minimum_rows: int = 1) -> Batch:
-        """`data` as encoded tensors, checked against the members' schema."""
+        """Encode data, checked against the members' schema.
+
+        Args:
+            data: n rows.
+            minimum_rows: fewer are an error.
+
+        Returns: encoded tensors.
+
+        Raises: DataError.
+        """
         return self.members[0].batch(data, minimum_rows)
 
     def facts(self, batch: Batch) -> Facts:
-        """What the members are, and that they are a choice which all rows share."""
+        """What the members are, and that they are a choice which all rows share.
+
+        Args:
+            batch: encoded rows.
+
+        Returns: `Facts` of all members together.
+        """
         each = [facts(member, batch) for member in self.members]
         named = ("discrete", "enumerated", "shared")
         discrete, enumerated, shared = (tuple({n: 0 for f in each for n in getattr(f, field)}) for field in named)
@@ -76,7 +91,17 @@ class Ensemble(nn.Module):
     def row_blocks(
         self, batch: Batch, num_draws: int, seed: int, observe: Observe | None = None, shared: bool = True
     ) -> Iterator[Draws]:
-        """Draws of some rows at a time, those of all members side by side; to be called inside `isolated`."""
+        """Draws of some rows at a time, those of all members side by side; to be called inside `isolated`.
+
+        Args:
+            batch: encoded rows.
+            num_draws: of each member.
+            seed: of the noise; members have noise of their own.
+            observe: a function of the likelihood's site, whose values are kept.
+            shared: whether sites that all rows share are drawn.
+
+        Returns: `Draws` of the rows, block by block.
+        """
         for member in self.members:
             with isolated(member, seed):
                 check(member, batch)

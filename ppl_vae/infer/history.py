@@ -44,14 +44,21 @@ class History:
         self.rounding: float | None = None
 
     def append(self, epoch: dict[str, float]) -> None:
-        """Add one epoch."""
+        """Add one epoch.
+
+        Args:
+            epoch: {column: figure}.
+        """
         self.epochs.append(epoch)
 
     def __len__(self) -> int:
         return len(self.epochs)
 
     def keys(self) -> list[str]:
-        """Names of the columns."""
+        """The names of the columns.
+
+        Returns: a list of names, in their order.
+        """
         return list(self.epochs[0]) if self.epochs else []
 
     def __iter__(self) -> Iterator[str]:
@@ -66,13 +73,20 @@ class History:
         return np.array([epoch[column] for epoch in self.epochs])
 
     def to_frame(self) -> Any:
-        """A pandas data frame, a row an epoch."""
+        """The record as a pandas data frame.
+
+        Returns: a row an epoch.
+        """
         import pandas as pd
 
         return pd.DataFrame(self.epochs)
 
     def save(self, path: str | PathLike) -> None:
-        """Write as CSV, every figure in full."""
+        """Write as CSV, every figure in full.
+
+        Args:
+            path: of the file.
+        """
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.epochs[0]) if self.epochs else [], lineterminator="\n")
         writer.writeheader()
@@ -85,7 +99,13 @@ class History:
         return f"History({len(self)} epochs, {self.latest()} nats a row)"
 
     def latest(self, digits: int = 4) -> str:
-        """The last epoch's bound in words; the objective, where there is no bound."""
+        """Say the last epoch's bound in words; the objective, where there is no bound.
+
+        Args:
+            digits: after the point.
+
+        Returns: a few words.
+        """
         last = self.epochs[-1]
         name = "objective" if isnan(last["bound"]) and "objective" in last else "bound"
         return f"{name} {last[name]:.{digits}f}"

@@ -366,6 +366,8 @@ OBJECTIVES: dict[str, Objective] = {name: factory() for name, factory in FACTORI
 def objectives() -> dict[str, Objective]:
     """The objectives that `fit` takes by name, each with what it needs.
 
+    Returns: {name: `Objective`}.
+
     Example:
         >>> sorted(objectives())
         ['analytic_kl', 'beta', 'cyclic', 'dreg', 'elbo', 'enumerate', 'free_bits', 'iwae', 'mcem', 'mean_iwae', 'mmd',

@@ -131,6 +131,8 @@ def build(
         options: of the parts, by their names: `components`, `rank`, `flow`, `concentration`, `channels`, ...;
             `label_weight` of the classifier's log probability in training (default 1).
 
+    Returns: a `VAE` with initial weights, to be fitted by `fit`.
+
     Raises: OptionError, DataError.
 
     Example:
@@ -295,6 +297,8 @@ def _beside(part: Any) -> Any:
 def priors() -> dict[str, str]:
     """The priors that `build` takes by name, each in a line.
 
+    Returns: {name: what it is}.
+
     Example:
         >>> sorted(priors())[:3]
         ['ard', 'bernoulli', 'categorical']
@@ -303,12 +307,26 @@ def priors() -> dict[str, str]:
 
 
 def likelihoods() -> dict[str, str]:
-    """The likelihoods that `build` takes by name, each in a line, with the type of column that it is for."""
+    """The likelihoods that `build` takes by name, each in a line, with the type of column that it is for.
+
+    Returns: {name: what it is}.
+
+    Example:
+        >>> likelihoods()["bernoulli"]
+        'Bernoulli (boolean columns)'
+    """
     return {name: f"{of.text} ({of.type} columns)" for name, of in families.LIKELIHOODS.items()}
 
 
 def posteriors() -> dict[str, str]:
-    """The posteriors that `build` takes by name, each in a line."""
+    """The posteriors that `build` takes by name, each in a line.
+
+    Returns: {name: what it is}.
+
+    Example:
+        >>> sorted(posteriors())[:3]
+        ['bernoulli', 'categorical', 'delta']
+    """
     return {name: posterior.text for name, posterior in POSTERIORS.items()}
 
 

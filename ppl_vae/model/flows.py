@@ -151,7 +151,13 @@ class Flow(nn.Module):
         return self.text  # zuko's draws random numbers, and needs values
 
     def forward(self, raw: Tensor | None = None) -> FlowDistribution:
-        """p(z), or q(z|x) at raw numbers (..., width)."""
+        """The distribution of z.
+
+        Args:
+            raw: numbers (..., width) that the transforms depend on; None where there are none.
+
+        Returns: p(z), or q(z|x) at these numbers, with event (k,).
+        """
         loc, scale, context = self.loc, self.scale, self.context
         if raw is not None:
             loc, unbounded, context = raw.split([self.latent, self.latent, len(self.context)], -1)

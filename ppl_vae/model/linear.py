@@ -32,7 +32,12 @@ class PCA(Autoencoder):
         self.latent = whole("latent", latent)
 
     def fit(self, data: Any) -> "PCA":
-        """Fit to data (n, d), in its own units; returns itself.
+        """Fit to data by a singular value decomposition.
+
+        Args:
+            data: (n, d), in its own units.
+
+        Returns: itself.
 
         Raises: DataError for unusable data, OptionError if q exceeds the rank that n and d allow.
         """
@@ -47,7 +52,14 @@ class PCA(Autoencoder):
         return self
 
     def allocate(self, features: int, schema: Schema | None) -> "PCA":
-        """Make room for weights of d features, to be filled by `fit` or from a file."""
+        """Make room for weights of d features, to be filled by `fit` or from a file.
+
+        Args:
+            features: d.
+            schema: of the columns.
+
+        Returns: itself.
+        """
         self.schema = schema
         self.encoder.net = _empty(features, self.latent)
         self.decoder.net = _empty(self.latent, features)
@@ -94,7 +106,12 @@ class PPCA(VAE):
         self.latent = whole("latent", latent)
 
     def fit(self, data: Any) -> "PPCA":
-        """The maximum-likelihood fit (Tipping & Bishop 1999, eqs. 7 and 8) to data (n, d); returns itself.
+        """Fit by maximum likelihood (Tipping & Bishop 1999, eqs. 7 and 8).
+
+        Args:
+            data: (n, d), in its own units.
+
+        Returns: itself.
 
         Raises: DataError for unusable data or where no variance is left for the noise, OptionError if q >= d.
         """
@@ -122,7 +139,14 @@ class PPCA(VAE):
         return self
 
     def allocate(self, features: int, schema: Schema | None) -> "PPCA":
-        """Make room for weights of d features, to be filled by `fit` or from a file."""
+        """Make room for weights of d features, to be filled by `fit` or from a file.
+
+        Args:
+            features: d.
+            schema: of the columns.
+
+        Returns: itself.
+        """
         self.schema = schema
         self.encoder, self.decoder = LinearNormal(features, self.latent), LinearNormal(self.latent, features)
         self.recipe = {"kind": "ppca", "latent": self.latent}
@@ -142,7 +166,15 @@ class PPCA(VAE):
 
     @torch.no_grad()
     def log_prob(self, data: Any) -> np.ndarray:
-        """Exact log p(x) per row, in nats: (n,) float64."""
+        """Exact log p(x) of every row.
+
+        Args:
+            data: n rows.
+
+        Returns: (n,) float64, in nats of the data in its own units.
+
+        Raises: DataError.
+        """
         x, noise = self.batch(data).x, self.noise_variance
         d, signal = x.shape[1], (self.loadings**2).sum(0)
         directions = self.loadings / signal.clamp(min=torch.finfo(x.dtype).tiny).sqrt()
@@ -154,12 +186,27 @@ class PPCA(VAE):
 
     @torch.no_grad()
     def posterior(self, data: Any) -> dist.Distribution:
-        """Exact p(z|x): batch (n,), event (q,)."""
+        """Exact p(z|x) of every row.
+
+        Args:
+            data: n rows.
+
+        Returns: a normal distribution of batch (n,), event (q,).
+
+        Raises: DataError.
+        """
         return self.encoder(self.batch(data).x)
 
     @torch.no_grad()
     def sample(self, n: int, seed: int = 0) -> Any:
-        """Draw n rows from the model, of the data's own type."""
+        """Draw rows from the model.
+
+        Args:
+            n: rows.
+            seed: of the noise.
+
+        Returns: n rows, of the data's own type and units.
+        """
         noise = torch.Generator().manual_seed(seed)
         z, e = (torch.randn(n, k, generator=noise, dtype=torch.float64) for k in reversed(self.loadings.shape))
         assert self.schema is not None

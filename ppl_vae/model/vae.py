@@ -136,6 +136,8 @@ class VAE(nn.Module):
             label: (n,) codes of the rows' classes, -1 where unknown.
 
         Returns: x (..., n, d).
+
+        Raises: OptionError for neither x nor n.
         """
         self._register("prior", "decoder", "classes")
         if x is None and n is None:
@@ -164,7 +166,10 @@ class VAE(nn.Module):
         group: Tensor | None = None,
         label: Tensor | None = None,
     ) -> Tensor:
-        """q(z|x): site "z" in the plate "data", after "y" where there are classes. The same arguments as `model`.
+        """q(z|x): site "z" in the plate "data", after "y" where there are classes.
+
+        Args:
+            x, mask, n, c, group, label: as in `model`; x has to be given.
 
         Returns: z (..., n, k).
         """
@@ -184,9 +189,17 @@ class VAE(nn.Module):
                 pyro.module(f"{key(self)}.{name}", part)
 
     def batch(self, data: Any, minimum_rows: int = 1) -> Batch:
-        """`data` as encoded tensors of this model's dtype and device, checked against its schema.
+        """Encode data, checked against the model's schema.
 
         A `Batch` is taken for rows that this model has encoded, or one of the same schema.
+
+        Args:
+            data: n rows; a `Batch` is taken for rows that this model has encoded, or one of the same schema.
+            minimum_rows: fewer are an error.
+
+        Returns: tensors of this model's dtype and device.
+
+        Raises: DataError.
         """
         return encoded(self, data, minimum_rows)
 

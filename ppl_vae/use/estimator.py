@@ -147,6 +147,10 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
             X: array of numbers, or a data frame, whose columns of text, categories and truth values get a likelihood of
                 their own; NaN where a value is missing.
             y: ignored.
+
+        Returns: itself.
+
+        Raises: OptionError for settings, DataError for rows that cannot be used.
         """
         contamination = self.contamination
         if not isinstance(contamination, Real) or not 0 < contamination <= 0.5:
@@ -170,20 +174,52 @@ class VAEDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, OutlierMixi
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """(n,): higher = more normal."""
+        """Score rows; higher is more normal.
+
+        Args:
+            X: n rows, with the columns of `fit`.
+
+        Returns: (n,) float64: means over members of standardised scores.
+
+        Raises: NotFittedError before `fit`; DataError.
+        """
         check_is_fitted(self)
         return self._of_members(self._checked(X, reset=False))
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """`score_samples` less `offset_`, (n,): below 0 for outliers."""
+        """Score rows by `score_samples` less `offset_`.
+
+        Args:
+            X: n rows, with the columns of `fit`.
+
+        Returns: (n,): below 0 for outliers.
+
+        Raises: NotFittedError before `fit`; DataError.
+        """
         return self.score_samples(X) - self.offset_
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n,): 1 for inliers, -1 for outliers."""
+        """Tell outliers from inliers.
+
+        Args:
+            X: n rows, with the columns of `fit`.
+
+        Returns: (n,): 1 for inliers, -1 for outliers.
+
+        Raises: NotFittedError before `fit`; DataError.
+        """
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def transform(self, X: Any) -> np.ndarray:
-        """Posterior means of the first member, (n, latent)."""
+        """Posterior means of z by the first member.
+
+        Args:
+            X: n rows, with the columns of `fit`.
+
+        Returns: (n, latent).
+
+        Raises: NotFittedError before `fit`; DataError.
+        """
         check_is_fitted(self)
         rows = self._checked(X, reset=False)
         kind = np.float32 if np.asarray(rows).dtype == np.float32 else np.float64

@@ -169,6 +169,18 @@ def impute_files(
     Returns: the `Manifest`.
 
     Raises: as `score_files` and `impute`.
+
+    Example:
+        >>> import tempfile, pandas as pd
+        >>> from ppl_vae.model.build import build
+        >>> frame = pd.DataFrame(np.random.RandomState(0).randn(50, 3), columns=list("abc"))
+        >>> frame.loc[::2, "a"] = np.nan
+        >>> vae = build(frame, latent=1, hidden=(4,), nullable=True)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     frame.to_parquet(f"{folder}/new.parquet")
+        ...     found = impute_files(vae, f"{folder}/new.parquet", f"{folder}/out", rows=20, progress=False)
+        ...     len(found.parts), int(pd.read_parquet(found.folder).isna().sum().sum())
+        (3, 0)
     """
     options = {"seed": seed, "candidates": whole("candidates", candidates)}
     return _run("impute", model, source, out, options, rows, missing, names, map, progress)
