@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from ppl_vae.model.linear import PPCA as PPCA
     from ppl_vae.model.vae import VAE as VAE
     from ppl_vae.use.estimator import VAEDetector as VAEDetector
+    from ppl_vae.use.report.page import report as report
     from ppl_vae.use.scale import Manifest as Manifest
     from ppl_vae.use.scale import impute_files as impute_files
     from ppl_vae.use.scale import score_files as score_files
@@ -121,6 +122,7 @@ _HOMES = {
     "model.linear": "PCA PPCA",
     "model.vae": "VAE",
     "use.estimator": "VAEDetector",
+    "use.report.page": "report",
     "use.scale": "Manifest impute_files score_files",
     "use.store": "load save",
 }
