@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 360.0, 210.0
 """Of a chart in its own units, a pixel each on a phone: text of 11 units stays legible there."""
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 10.0, 36.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 10.0, 36.0
 LABELS = 130.0
 """Room for names on the left of charts whose lines have some."""
 LINE = 20.0
+MINUS = "\N{MINUS SIGN}"
 LONGEST = 20
 """Letters of such a name."""
 
@@ -80,7 +81,10 @@ class Panel:
         for value in self.y.ticks if yticks else ():
             parts.append(line((left, self.down(value)), (left + width, self.down(value)), "grid"))
             parts.append(text(left - 5, self.down(value) + 4, short(value), "tick end"))
-        parts.append(text(left + width / 2, self.size[1] - 5, xlabel, "middle"))
+        middle = (
+            left + width / 2 if left < LABELS else self.size[0] / 2
+        )  # where names take room, the label may need theirs
+        parts.append(text(middle, self.size[1] - 5, xlabel, "middle"))
         if ylabel:
             turned = Markup('<text class="middle" transform="translate(11 {}) rotate(-90)">{}</text>')
             parts.append(turned.format(number(top + height / 2), ylabel))
@@ -125,8 +129,15 @@ def number(value: float) -> str:
 
 
 def short(value: float) -> str:
-    """A number for the eye, with a true minus sign."""
-    return f"{value:.4g}".replace("-", "−").replace("e+0", "e").replace("e−0", "e−")
+    """A number for the eye, of four digits, with a true minus sign.
+
+    Example:
+        >>> short(214531.0), short(-0.25) == MINUS + "0.25"
+        ('214500', True)
+    """
+    rounded = f"{value:.4g}"
+    rounded = f"{float(rounded):.0f}" if 1e4 <= abs(value) < 1e7 else rounded
+    return rounded.replace("-", MINUS)
 
 
 def cut(words: str, longest: int = LONGEST) -> str:
@@ -144,7 +155,9 @@ def lines(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], xlabel:
         >>> str(lines({"a<b": ([1, 2], [3.0, 4.0])}, "epoch", "nats")).count("<path")
         1
     """
-    x_span, y_span = (span([v for pair in series.values() for v in pair[axis]], pad) for axis, pad in ((0, 0.01), (1, 0.04)))
+    x_span, y_span = (
+        span([v for pair in series.values() for v in pair[axis]], pad) for axis, pad in ((0, 0.01), (1, 0.04))
+    )
     panel = Panel(x_span, y_span, whole=True)
     parts = [panel.axes(xlabel, ylabel)]
     for place, (x, y) in enumerate(series.values()):
@@ -172,7 +185,9 @@ def histogram(groups: Mapping[str, np.ndarray], edges: np.ndarray, xlabel: str, 
         name: np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / max(len(values), 1)
         for name, values in groups.items()
     }
-    panel = Panel(Span(float(edges[0]), float(edges[-1])), Span(0.0, 1.08 * max(s.max() for s in shares.values()) or 1.0))
+    panel = Panel(
+        Span(float(edges[0]), float(edges[-1])), Span(0.0, 1.08 * max(s.max() for s in shares.values()) or 1.0)
+    )
     parts, places = [panel.axes(xlabel, "share of rows")], [panel.right(float(edge)) for edge in edges]
     for order, share in enumerate(shares.values()):
         tops = [panel.down(float(height)) for height in share]
@@ -191,7 +206,9 @@ def shares(groups: Mapping[str, Sequence[float]], names: Sequence[str], xlabel: 
     """Bars of shares by level, a bar for each group."""
     step = 12.0 * len(groups) + 6
     height = TOP + BOTTOM + step * len(names)
-    panel = Panel(Span(0.0, max(max(values) for values in groups.values()) * 1.02 or 1.0), Span(0, 1), (WIDTH, height), LABELS)
+    panel = Panel(
+        Span(0.0, max(max(values) for values in groups.values()) * 1.02 or 1.0), Span(0, 1), (WIDTH, height), LABELS
+    )
     parts = [panel.axes(xlabel, yticks=False)]
     for row, name in enumerate(names):
         top = TOP + row * step + 3

@@ -78,22 +78,33 @@
     if (!there) about.textContent += ", whose image is not in this file";
   }
 
-  function fromEvent(event) {
-    const place = new DOMPoint(event.clientX, event.clientY).matrixTransform(plane.getScreenCTM().inverse());
-    return [data.x[0] + ((place.x - left) / width) * (data.x[1] - data.x[0]),
-      data.y[0] + (1 - (place.y - top) / height) * (data.y[1] - data.y[0])];
+  const inDrawing = (event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(plane.getScreenCTM().inverse());
+
+  function follow(place) {
+    moveTo([data.x[0] + ((place.x - left) / width) * (data.x[1] - data.x[0]),
+      data.y[0] + (1 - (place.y - top) / height) * (data.y[1] - data.y[0])]);
+  }
+
+  // the row nearest to a place, if it is within a finger's reach
+  function pointAt(place, reach) {
+    const gaps = points.map((p) => Math.hypot(p.getAttribute("cx") - place.x, p.getAttribute("cy") - place.y));
+    const nearest = gaps.indexOf(Math.min(...gaps));
+    if (gaps[nearest] <= reach) show(nearest);
   }
 
   let held = false;
   plane.addEventListener("pointerdown", (event) => {
     held = true;
-    if (!event.target.classList.contains("point")) field.focus({ preventScroll: true });
-    moveTo(fromEvent(event));
+    field.focus({ preventScroll: true });
+    follow(inDrawing(event));
+    pointAt(inDrawing(event), 20);
     event.preventDefault();
   });
-  plane.addEventListener("pointermove", (event) => { if (held) moveTo(fromEvent(event)); });
-  window.addEventListener("pointerup", () => { held = false; });
-  window.addEventListener("pointercancel", () => { held = false; });
+  plane.addEventListener("pointermove", (event) => {
+    if (held) follow(inDrawing(event));
+    pointAt(inDrawing(event), 8);
+  });
+  for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => { held = false; });
 
   const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] };
   field.addEventListener("keydown", (event) => {
@@ -104,9 +115,7 @@
   });
 
   points.forEach((point, i) => {
-    point.addEventListener("pointerenter", () => show(i));
     point.addEventListener("focus", () => show(i));
-    point.addEventListener("pointerdown", () => { point.focus({ preventScroll: true }); });
     point.addEventListener("keydown", (event) => {
       const step = steps[event.key];
       if (event.key === "Enter" || event.key === " ") moveTo(data.at[i]);

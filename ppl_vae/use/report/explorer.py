@@ -72,7 +72,11 @@ def explorer(
     """
     plane = plane_of(vae, frame)
     places = places[:POINTS]
-    x, y = (_span(plane.means[:, axis]) for axis in plane.axes) if len(plane.axes) > 1 else (_span(plane.means[:, 0]), Span(-1.0, 1.0))
+    x, y = (
+        (_span(plane.means[:, axis]) for axis in plane.axes)
+        if len(plane.axes) > 1
+        else (_span(plane.means[:, 0]), Span(-1.0, 1.0))
+    )
     image = image_shape(vae.schema)
     across, down = _sides(plane, image)
     z = np.repeat(plane.rest[None], across * down, 0)
@@ -108,10 +112,13 @@ def _told(
     plane: Plane, n: int, places: np.ndarray, across: int, down: int, image: Any, columns: int, typical: int | None
 ) -> list[str]:
     """What is shown, and what is not."""
-    words = [f"Decoded beforehand at {across} x {down} codes" + (", the mean of the four around a place." if image else ", the nearest.")]
+    words = [
+        f"Decoded beforehand at {across} x {down} codes"
+        + (", the mean of the four around a place." if image else ", the nearest.")
+    ]
     if (others := len(plane.spread) - len(plane.axes)) > 0:
         words.append(
-            f"z has {len(plane.spread)} dimensions: these two are those whose posterior means move most over rows, the other "
+            f"z has {len(plane.spread)} dimensions: these two are those whose posterior means move most, the other "
             f"{others} stay at their mean over all rows, so that decoded places are not reconstructions."
         )
     if len(places) < n:
@@ -188,7 +195,9 @@ def _drawing(plane: Plane, x: Span, y: Span, positions: np.ndarray, kinds: list[
     panel = Panel(x, y, (SQUARE, SQUARE))
     labels = [*data["axes"], ""][:2]
     points = []
-    shape = Markup('<circle cx="{}" cy="{}" r="4" class="point k{}" tabindex="{}" data-i="{}" role="img" aria-label="{}"/>')
+    shape = Markup(
+        '<circle cx="{}" cy="{}" r="4" class="point k{}" tabindex="{}" data-i="{}" role="img" aria-label="{}"/>'
+    )
     for i, ((a, b), kind) in enumerate(zip(positions, kinds)):
         right, down = panel.right(min(max(a, x.low), x.high)), panel.down(min(max(b, y.low), y.high))
         told = f"row {data['row'][i]}, {data['kind'][i]}, score {data['score'][i]}"

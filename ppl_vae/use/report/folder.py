@@ -38,6 +38,8 @@ def of_folder(folder: str | PathLike, data: Any = None, path: str | PathLike | N
             f"{folder}: got neither a model nor a table.csv there, expected the folder of a fit, a comparison or the demo"
         )
     told, found = _json(folder / "options.json"), {"path": folder / "report.html" if path is None else path, **options}
+    title = told.pop("title", None)
+    found["title"] = found.get("title") or title
     if models:
         found["data"] = _rows(folder, told, data)
         found["vae"] = load(models[0])
@@ -80,7 +82,9 @@ def _history(file: Path) -> History:
         if "epoch" not in table or "bound" not in table:
             raise ValueError(f"got the columns {list(table)}")
     except ValueError as error:
-        raise DataError(f"file {file}: got no history of a fit, expected one as `ppl-vae fit` writes it: {error}") from error
+        raise DataError(
+            f"file {file}: got no history of a fit, expected one as `ppl-vae fit` writes it: {error}"
+        ) from error
     return history
 
 

@@ -58,9 +58,13 @@ def graph(found: list[Site], rows: int, latent: int, columns: int) -> Markup:
         told = f"{len(shared)} shared sites"
         below = [s for s in local if names & set(s.parents)]
         shared = [Site(told, f"as {cut(shared[0].name, 24)}", (), False, False)]
-        local = [s._replace(parents=(told, *(p for p in s.parents if p not in names))) if s in below else s for s in local]
+        local = [
+            s._replace(parents=(told, *(p for p in s.parents if p not in names))) if s in below else s for s in local
+        ]
     height = max(len(local), len(shared)) * STEP + 34
-    place = {s.name: (LOCAL if s.local else SHARED, 44 + STEP * i) for group in (shared, local) for i, s in enumerate(group)}
+    place = {
+        s.name: (LOCAL if s.local else SHARED, 44 + STEP * i) for group in (shared, local) for i, s in enumerate(group)
+    }
     sizes = {"z": f"{latent} dimensions", "x": f"{columns} columns"}
     parts = [rectangle(PLATE, 12, RIGHT - PLATE - 6, len(local) * STEP + 12, "plate")]
     parts.append(text(RIGHT - 14, len(local) * STEP + 18, f"{rows} rows", "end"))
@@ -102,5 +106,12 @@ def arrow(start: tuple[float, float], end: tuple[float, float], kind: str) -> Ma
 def bent(start: tuple[float, float], end: tuple[float, float]) -> Markup:
     """A dashed arrow of the guide, up on the left of the nodes."""
     reach = RADIUS * 0.8
-    numbers = (start[0] - reach, start[1] - reach, start[0] - 3 * RADIUS, (start[1] + end[1]) / 2, end[0] - reach, end[1] + reach)
+    numbers = (
+        start[0] - reach,
+        start[1] - reach,
+        start[0] - 3 * RADIUS,
+        (start[1] + end[1]) / 2,
+        end[0] - reach,
+        end[1] + reach,
+    )
     return Markup('<path d="M{} {}Q{} {} {} {}" class="arrow guide"/>').format(*map(number, numbers))

@@ -22,9 +22,7 @@ from ppl_vae.errors import OptionError, PplVaeError, first_line, number, whole
 from ppl_vae.files import write_text
 from ppl_vae.infer.draws import batch_of
 from ppl_vae.infer.history import History
-from ppl_vae.use.report.sections import (
-    ROWS, Asked, anomalous, checked, compared, diagnosed, explored, fitted, predictive, scored, training,
-)  # fmt: skip
+from ppl_vae.use.report import sections as of
 
 
 def report(
@@ -76,25 +74,26 @@ def report(
         >>> x = np.random.RandomState(0).randn(60, 3)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     text = report(PPCA(2).fit(x), x, folder + "/report.html").read_text(encoding="utf-8")
-        >>> "<h2>Scores" in text, "http" in text
+        >>> "Scores</h2>" in text, "://" in text
         (True, False)
     """
     options, sections = dict(options or {}), dict[str, Any]()
-    _check(vae, data, history, calibration, comparison, diagnosis, contamination, num_draws, seed)
+    given = {"history": history, "calibration": calibration, "comparison": comparison, "diagnosis": diagnosis}
+    _check(vae, data, contamination, num_draws, seed, **given)
     asked = None
     if vae is not None:
         asked = _asked(vae, data, labels, calibration, contamination, num_draws, seed)
-        found = checked(asked) if diagnosis is None else diagnosis
-        sections["fitted"] = _tried(fitted, asked, options)
+        found = of.checked(asked) if diagnosis is None else diagnosis
+        sections["fitted"] = _tried(of.fitted, asked, options)
         if history is not None:
-            sections["training"] = _tried(training, history)
-        sections["explorer"] = _tried(explored, asked, vae if plane is None else plane)
-        sections["predictive"] = _tried(predictive, asked, found)
-        sections["scores"] = _tried(scored, asked)
-        sections["anomalous"] = _tried(anomalous, asked)
-        sections["diagnosis"] = diagnosed(found)
+            sections["training"] = _tried(of.training, history)
+        sections["explorer"] = _tried(of.explored, asked, vae if plane is None else plane)
+        sections["predictive"] = _tried(of.predictive, asked, found)
+        sections["scores"] = _tried(of.scored, asked)
+        sections["anomalous"] = _tried(of.anomalous, asked)
+        sections["diagnosis"] = of.diagnosed(found)
     if comparison is not None:
-        sections["comparison"] = compared(comparison, {} if asked else options)
+        sections["comparison"] = of.compared(comparison, {} if asked else options)
     write_text(path, _page(title or _title(asked, comparison), sections, asked))
     return Path(path)
 
@@ -111,31 +110,33 @@ HEADINGS = {
 }
 
 
-def _check(
-    vae: Any, data: Any, history: Any, calibration: Any, comparison: Any, diagnosis: Any, share: Any, draws: Any, seed: Any
-) -> None:
-    if vae is None and comparison is None:
+KINDS: dict[str, tuple[type, ...]] = {
+    "history": (History,),
+    "calibration": (Calibration,),
+    "comparison": (Comparison, pd.DataFrame),
+    "diagnosis": (Diagnosis,),
+}
+
+
+def _check(vae: Any, data: Any, contamination: Any, num_draws: Any, seed: Any, **given: Any) -> None:
+    if vae is None and given["comparison"] is None:
         raise OptionError("report: got neither a model nor a comparison, expected one of them")
     if (vae is None) != (data is None):
-        raise OptionError(f"report: got {'data without a model' if vae is None else 'a model without data'}, expected both")
-    for name, value, kinds in (
-        ("history", history, History),
-        ("calibration", calibration, Calibration),
-        ("comparison", comparison, (Comparison, pd.DataFrame)),
-        ("diagnosis", diagnosis, Diagnosis),
-    ):
-        if value is not None and not isinstance(value, kinds):
-            one = kinds if isinstance(kinds, tuple) else (kinds,)
-            raise OptionError(f"{name}: got a {type(value).__name__}, expected a {' or '.join(k.__name__ for k in one)}")
-    if number("contamination", share) > 0.5:
-        raise OptionError(f"contamination: got {share!r}, expected a share in (0, 0.5]")
-    whole("num_draws", draws)
+        got = "data without a model" if vae is None else "a model without data"
+        raise OptionError(f"report: got {got}, expected both")
+    for name, kinds in KINDS.items():
+        if given[name] is not None and not isinstance(given[name], kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise OptionError(f"{name}: got a {type(given[name]).__name__}, expected a {expected}")
+    if number("contamination", contamination) > 0.5:
+        raise OptionError(f"contamination: got {contamination!r}, expected a share in (0, 0.5]")
+    whole("num_draws", num_draws)
     whole("seed", seed, None)
 
 
 def _asked(
     vae: Any, data: Any, labels: Any, calibration: Any, contamination: float, num_draws: int, seed: int
-) -> Asked:
+) -> of.Asked:
     """The rows as a frame, so many of them as are looked at."""
     labels = _labels(data) if labels is None else labels
     while not hasattr(data, "columns") and hasattr(data, "x"):
@@ -147,10 +148,10 @@ def _asked(
         if labels.shape != (len(frame),):
             raise OptionError(f"labels: got shape {labels.shape}, expected ({len(frame)},), one a row")
         labels = labels.astype(str)
-    rows = spaced(len(frame), ROWS).numpy()
+    rows = spaced(len(frame), of.ROWS).numpy()
     kept = frame.iloc[rows].reset_index(drop=True)
     chosen = None if labels is None else labels[rows]
-    return Asked(vae, kept, len(frame), rows, chosen, calibration, contamination, num_draws, seed)
+    return of.Asked(vae, kept, len(frame), rows, chosen, calibration, contamination, num_draws, seed)
 
 
 def _labels(data: Any) -> Any:
@@ -171,14 +172,14 @@ def _tried(make: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
         return {"absent": first_line(error)}
 
 
-def _title(asked: Asked | None, comparison: Any) -> str:
+def _title(asked: of.Asked | None, comparison: Any) -> str:
     if asked is None:
         return "A comparison of models"
     shape = asked.frame.shape
     return f"A variational autoencoder of {asked.total} rows, {shape[1]} columns"
 
 
-def _page(title: str, sections: dict[str, Any], asked: Asked | None) -> str:
+def _page(title: str, sections: dict[str, Any], asked: of.Asked | None) -> str:
     import jinja2
 
     environment = jinja2.Environment(
@@ -196,5 +197,5 @@ def _page(title: str, sections: dict[str, Any], asked: Asked | None) -> str:
         style=Markup(style),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        most=ROWS,
+        most=of.ROWS,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_vae.use.report.charts import cut, short
+from ppl_vae.use.report.charts import MINUS, cut, short
 
 VERMILLION = (213, 94, 0)
 MOST_PIXELS = 64
@@ -79,7 +79,7 @@ def cell(value: Any, longest: int = 60) -> str:
     if isinstance(value, bool | np.bool_ | str):
         return cut(str(value), longest)
     if isinstance(value, int | np.integer):
-        return str(value).replace("-", "−")
+        return str(value).replace("-", MINUS)
     return short(float(value)) if isinstance(value, float | np.floating) else cut(str(value), longest)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import platform
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -124,7 +125,10 @@ def fitted(asked: Asked, options: dict[str, Any]) -> dict[str, Any]:
     parameters = sum(p.numel() for p in vae.parameters() if p.requires_grad)
     told = [
         ("Prior", called(recipe.pop("prior", None), own_parts.get("prior"), prior)),
-        ("Likelihood", called(recipe.pop("likelihood", None), own_parts.get("likelihood"), found[-1].family)),
+        (
+            "Likelihood",
+            called(recipe.pop("likelihood", None), own_parts.get("likelihood"), kinds(vae, found[-1].family)),
+        ),
         ("Posterior", called(recipe.pop("posterior", None), own_parts.get("posterior"), type(base(z["fn"])).__name__)),
         ("Latent dimensions", str(latent)),
         ("Data", f"{asked.total} rows, {batch.x.shape[1]} columns" + beside(vae)),
@@ -133,14 +137,27 @@ def fitted(asked: Asked, options: dict[str, Any]) -> dict[str, Any]:
     if hasattr(asked.vae, "members"):
         told.insert(0, ("Ensemble", f"of {len(asked.vae.members)} models; the first is drawn"))
     kind = recipe.pop("kind", None)
-    rest = {name: value for name, value in recipe.items() if name != "latent" and value not in (None, (), [], False, {})}
+    rest = {
+        name: value for name, value in recipe.items() if name != "latent" and value not in (None, (), [], False, {})
+    }
     if kind in ("pca", "ppca", "laplace"):
         told.insert(0, ("Model", {"pca": "PCA", "ppca": "probabilistic PCA", "laplace": "last-layer Laplace"}[kind]))
     told.append(("Built with", settings(rest)))
-    told += [(name.replace("_", " ").capitalize(), settings(value)) for name, value in options.items() if value not in ({}, None)]
+    told += [
+        (NAMED.get(name, name.replace("_", " ").capitalize()), settings(value))
+        for name, value in options.items()
+        if value not in ({}, None)
+    ]
     versions_now = {**versions(), "Python": platform.python_version()}
     told.append(("Report", f"seed {asked.seed}, {asked.num_draws} draws a row; {settings(versions_now)}"))
-    return {"svg": graph(found, asked.total, latent, batch.x.shape[1]), "terms": [(name, text) for name, text in told if text]}
+    return {
+        "svg": graph(found, asked.total, latent, batch.x.shape[1]),
+        "terms": [(name, text) for name, text in told if text],
+    }
+
+
+NAMED = {"data": "Read from", "fit": "Fitted with"}
+"""What some options are called on the page."""
 
 
 def called(name: Any, own_part: Any, family: str) -> str:
@@ -151,6 +168,12 @@ def called(name: Any, own_part: Any, family: str) -> str:
     return f"{words} ({family})" if words else family
 
 
+def kinds(vae: Any, family: str) -> str:
+    """The likelihoods of columns with how many there are of each, or of all."""
+    names = vae.schema.likelihoods if vae.schema is not None else None
+    return ", ".join(f"{n} {name}" for name, n in Counter(names).most_common()) if names else family
+
+
 def beside(vae: Any) -> str:
     """Columns that the model is given, in words."""
     columns = () if vae.schema is None else vae.schema.beside
@@ -159,9 +182,13 @@ def beside(vae: Any) -> str:
 
 def settings(values: Any) -> str:
     """Names and values in one line."""
+    if isinstance(values, tuple | list):
+        return " ".join(map(settings, values))
     if not isinstance(values, dict):
         return short(values) if isinstance(values, float) else str(values)
-    return ", ".join(f"{name.replace('_', ' ')} {settings(value)}" for name, value in values.items() if value is not None)
+    return ", ".join(
+        f"{name.replace('_', ' ')} {settings(value)}" for name, value in values.items() if value is not None
+    )
 
 
 # ---- how the fit went
@@ -203,8 +230,10 @@ def predictive(asked: Asked, diagnosis: Diagnosis) -> dict[str, Any]:
     if image:
         parts["images"] = images(asked, image)
     try:
-        table = found.detail["table"] if found and "table" in found.detail else posterior_predictive(
-            asked.vae, asked.few, DATASETS, asked.seed, new=True
+        table = (
+            found.detail["table"]
+            if found and "table" in found.detail
+            else posterior_predictive(asked.vae, asked.few, DATASETS, asked.seed, new=True)
         )
     except PplVaeError as error:
         return parts | {"words": f"Data sets were not drawn: {first_line(error)}"}
@@ -214,21 +243,20 @@ def predictive(asked: Asked, diagnosis: Diagnosis) -> dict[str, Any]:
     order = away.abs().sort_values(ascending=False, kind="stable").index
     outside = int((away.abs() > 1).sum())
     parts["words"] = (
-        f"{outside} of {len(held)} statistics of columns lie outside what 90 % of drawn data sets have; of a right model some "
-        f"{len(held) / 10:.0f} would."
+        f"{outside} of {len(held)} statistics of columns lie outside what 90 % of drawn data sets have; of a right model "
+        f"some {len(held) / 10:.0f} would."
     )
+    if image:  # pixels by their numbers tell nothing
+        return parts
     lines = [
         Interval(f"{column}, {statistic}", -1, 1, float(away[column, statistic]), abs(away[column, statistic]) > 1)
         for column, statistic in order[:STATISTICS]
     ]
     if lines:
-        parts["intervals"] = charts.intervals(
-            lines, "the data, in half widths of the model's 90 % interval", around=Span(-4, 4)
-        )
+        around = "the data, in half widths of the model's 90 % interval"
+        parts["intervals"] = charts.intervals(lines, around, around=Span(-4, 4))
         parts["more"] = max(0, len(held) - STATISTICS)
-    if not image:
-        columns = list(dict.fromkeys(column for column, _ in order))[:PICTURES]
-        parts["columns"] = marginals(asked, columns)
+    parts["columns"] = marginals(asked, list(dict.fromkeys(column for column, _ in order))[:PICTURES])
     return parts
 
 
@@ -258,7 +286,7 @@ def marginals(asked: Asked, columns: list[str]) -> list[dict[str, Any]]:
     drawn = as_frame(generate(asked.vae, len(asked.few), asked.seed, like_given(asked.vae, asked.few)).x)
     names = dict(zip(asked.vae.schema.names, own_names(asked.vae, asked.few))) if asked.vae.schema else {}
     found = []
-    for place, name in enumerate(columns):
+    for name in columns:
         data = asked.few[names.get(name, name)].dropna()
         model = (drawn[name] if name in drawn else drawn.iloc[:, list(names).index(name)]).dropna()
         found.append({"name": cut(name, 60), "svg": marginal(data, model)})
@@ -271,7 +299,9 @@ def marginal(data: Any, model: Any) -> Markup:
         values = [data.to_numpy(float), model.to_numpy(float)]
         ends = np.quantile(np.concatenate(values), (0.005, 0.995))
         whole = data.dtype.kind in "iu" or np.array_equal(np.round(values[0]), values[0])
-        low, high = (ends[0] - 0.5, ends[1] + 0.5) if whole else (ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1.0)
+        low, high = (
+            (ends[0] - 0.5, ends[1] + 0.5) if whole else (ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1.0)
+        )
         bins = max(1, math.ceil((high - low) / max(1.0, math.ceil((high - low) / 24)))) if whole else 24
         return charts.histogram({"data": values[0], "model": values[1]}, np.linspace(low, high, bins + 1), "")
     parts = [column.map(str).value_counts(normalize=True) for column in (data, model)]
@@ -290,28 +320,43 @@ def scored(asked: Asked) -> dict[str, Any]:
     known = np.isfinite(values)
     if not known.any():
         raise OptionError("no row has a finite score: the model holds all of them for impossible")
-    low, high = window(values, np.zeros(len(values), bool), threshold if threshold is not None and math.isfinite(threshold) else None)
+    low, high = window(
+        values, np.zeros(len(values), bool), threshold if threshold is not None and math.isfinite(threshold) else None
+    )
     edges = np.linspace(low, high, 41)
     svg = charts.histogram({"scores": values}, edges, f"{asked.scoring}{asked.unit}", threshold)
     words = [f"{asked.flagged.sum()} of {len(values)} rows are flagged as anomalous"]
     words[0] += "." if threshold is None else f": they score below {short(threshold)}."
-    if asked.calibration is None:
-        words.append(
-            f"The threshold is the {asked.contamination:.3g} quantile of these same rows: it flags that share of them whether "
-            "they are anomalous or not. No error rate is promised; a calibration on normal rows (pv.calibrate) gives one."
-        )
-    else:
-        words += [f"{asked.calibration!r}.", f"Promised: {asked.calibration.guarantee}."]
-        against = asked.decided.against if asked.decided else np.array([])
-        if (against == "simulated").any():
-            words.append(f"Of {(against == 'simulated').sum()} rows, judged against simulated ones, nothing is promised.")
-        if asked.decided is not None and asked.decided.unsure.any():
-            words.append(f"{asked.decided.unsure.sum()} decisions may turn with other Monte Carlo draws.")
+    words += promised(asked)
     if not known.all():
         words.append(f"{(~known).sum()} rows have a score of minus infinity.")
     if (clipped := int(((values < low) | (values > high)).sum())) > 0:
         words.append(f"The outermost bars hold {clipped} scores beyond.")
-    return {"svg": svg, "words": words, "by_label": by_label(asked), "text": SCORES[asked.scores.scoring].text if asked.scores.scoring in SCORES else ""}
+    return {
+        "svg": svg,
+        "words": words,
+        "by_label": by_label(asked),
+        "text": SCORES[asked.scores.scoring].text if asked.scores.scoring in SCORES else "",
+    }
+
+
+def promised(asked: Asked) -> list[str]:
+    """What the threshold is worth, in sentences."""
+    given, decided = asked.calibration, asked.decided
+    if decided is None:
+        return [
+            f"The threshold is the {asked.contamination:.3g} quantile of these same rows: it flags that share whether "
+            "they are anomalous or not. No error rate is promised; a calibration on normal rows (pv.calibrate) gives one."
+        ]
+    words = [
+        f"Calibrated on {given.rows} rows that are known to be normal, rule {given.rule!r}, level {given.level:g}.",
+        f"Promised, where normal rows to come are like these: {given.guarantee}.",
+    ]
+    if (simulated := int((decided.against == "simulated").sum())) > 0:
+        words.append(f"Of {simulated} rows, which were judged against simulated ones, nothing is promised.")
+    if decided.unsure.any():
+        words.append(f"{decided.unsure.sum()} decisions may turn with other Monte Carlo draws.")
+    return words
 
 
 def by_label(asked: Asked) -> Markup | None:
@@ -320,7 +365,7 @@ def by_label(asked: Asked) -> Markup | None:
         return None
     lines, finite = [], np.isfinite(asked.scores.values)
     kinds, counts = np.unique(asked.labels, return_counts=True)
-    for kind in kinds[np.argsort(-counts, kind="stable")][:2 * CLASSES]:
+    for kind in kinds[np.argsort(-counts, kind="stable")][: 2 * CLASSES]:
         values = asked.scores.values[(asked.labels == kind) & finite]
         if len(values):
             low, first, middle, last, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
@@ -338,7 +383,7 @@ def anomalous(asked: Asked) -> dict[str, Any]:
     order = np.argsort(asked.scores.values, kind="stable")[:SHOWN]
     width, image = len(own_names(asked.vae, asked.frame)), image_shape(asked.vae.schema)
     explained = order[: EXPLAINED // width]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "row": int(asked.rows[row]),
             "label": None if asked.labels is None else asked.labels[row],
@@ -373,20 +418,35 @@ def anomalous(asked: Asked) -> dict[str, Any]:
                 step = [math.ceil(side / size) for side, size in zip(layer.shape, over.shape)]
                 over = coloured(over, layer[:: step[0], :: step[1]] / max(gain.max(), 1e-12) * 0.85)
             row["src"] = png(over)
-    return {"rows": rows, "words": words, "image": image is not None, "has_p": asked.decided is not None, "has_label": asked.labels is not None}
+    return {
+        "rows": rows,
+        "words": words,
+        "image": image is not None,
+        "has_p": asked.decided is not None,
+        "has_label": asked.labels is not None,
+    }
 
 
 def reasons(asked: Asked, found: Any, place: int) -> list[dict[str, str]]:
     """The columns to blame, what stands in them, and what the others ask for."""
     names, columns = list(found.names), own_names(asked.vae, found.data)
-    told = []
+    image, told = image_shape(asked.vae.schema), []
     for name, gain in found.columns(place):
         if gain < 0.1:
             continue
         j = names.index(name)
         instead = found.instead[place, j]
         value = instead if asked.vae.schema is None else own(asked.vae.schema, j, np.array([instead]))[0]
-        told.append({"name": cut(name, 60), "value": cell(found.data[columns[j]].iloc[place]), "instead": cell(value), "gain": short(gain)})
+        if image:
+            name = f"pixel {j // image[1] % image[0]}, {j % image[1]}"
+        told.append(
+            {
+                "name": cut(name, 60),
+                "value": cell(found.data[columns[j]].iloc[place]),
+                "instead": cell(value),
+                "gain": short(gain),
+            }
+        )
     return told
 
 
@@ -422,11 +482,14 @@ def checked(asked: Asked) -> Diagnosis:
 
 def diagnosed(diagnosis: Diagnosis) -> dict[str, Any]:
     """Each check with its verdict, and one verdict on all."""
-    lines = []
+    lines: list[dict[str, Any]] = []
     for name, found in diagnosis.findings.items():
         doubtful = bool(found.figures) and name in DOUBTS and DOUBTS[name](found.figures)
         kind = "doubt" if doubtful else "fine" if found.figures and name in DOUBTS else "told"
-        figures = [(figure, short(value), "" if math.isnan(e) or e == 0 else short(e)) for figure, (value, e) in found.figures.items()]
+        figures = [
+            (figure, short(value), "" if math.isnan(e) or e == 0 else short(e))
+            for figure, (value, e) in found.figures.items()
+        ]
         lines.append({"name": name.replace("_", " "), "kind": kind, "verdict": found.verdict, "figures": figures})
     doubts = [one["name"] for one in lines if one["kind"] == "doubt"]
     judged = sum(one["kind"] != "told" for one in lines)
@@ -457,7 +520,7 @@ def compared(comparison: Any, options: dict[str, Any]) -> dict[str, Any]:
         ]
         svg = charts.intervals(lines, "difference to the best, ± se (nats a row)", 0.0) if lines else None
     return {
-        "head": [str(name).replace("_", " ") for name in table],
+        "head": [(str(name).replace("_", " "), table[name].dtype.kind not in "iufb") for name in table],
         "lines": [[cell(value) for value in line] for line in shown.itertuples(index=False)],
         "more": len(table) - len(shown),
         "svg": svg,
