@@ -57,7 +57,7 @@ def graph(found: list[Site], rows: int, latent: int, columns: int) -> Markup:
         names = {s.name for s in shared}
         told = f"{len(shared)} shared sites"
         below = [s for s in local if names & set(s.parents)]
-        shared = [Site(told, f"as {cut(shared[0].name, 24)}", (), False, False)]
+        shared = [Site(told, shared[0].family, (), False, False)]
         local = [
             s._replace(parents=(told, *(p for p in s.parents if p not in names))) if s in below else s for s in local
         ]
@@ -68,20 +68,25 @@ def graph(found: list[Site], rows: int, latent: int, columns: int) -> Markup:
     sizes = {"z": f"{latent} dimensions", "x": f"{columns} columns"}
     parts = [rectangle(PLATE, 12, RIGHT - PLATE - 6, len(local) * STEP + 12, "plate")]
     parts.append(text(RIGHT - 14, len(local) * STEP + 18, f"{rows} rows", "end"))
+    order = [site.name for site in local]
     for site in (*shared, *local):
-        parts += [arrow(place[parent], place[site.name], "arrow") for parent in site.parents if parent in place]
+        for parent in (name for name in site.parents if name in place):
+            beyond = site.local and parent in order and order.index(site.name) - order.index(parent) > 1
+            parts.append(
+                bent(place[parent], place[site.name], "arrow", 1) if beyond else arrow(place[parent], place[site.name])
+            )
     if "x" in place:
-        parts += [bent(place["x"], place[s.name]) for s in local if not s.observed]
+        parts += [bent(place["x"], place[s.name], "arrow guide", -1) for s in local if not s.observed]
     for site in (*shared, *local):
         x, y = place[site.name]
         kind = "node seen" if site.observed else "node"
         parts.append(Markup('<circle cx="{}" cy="{}" r="{}" class="{}"/>').format(number(x), number(y), RADIUS, kind))
         if site.local:
             parts.append(text(x, y + 5, cut(site.name, 5), "middle name"))
-            parts.append(text(x + RADIUS + 18, y - 2, cut(site.family, 19)))
-            parts.append(text(x + RADIUS + 18, y + 12, sizes.get(site.name, ""), "tick"))
+            parts.append(text(x + RADIUS + 26, y - 2, cut(site.family, 19)))
+            parts.append(text(x + RADIUS + 26, y + 12, sizes.get(site.name, ""), "tick"))
         else:
-            parts.append(text(x, y + RADIUS + 12, cut(site.name, 15), "middle"))
+            parts.append(text(x, y + RADIUS + 12, tail(site.name), "middle"))
             parts.append(text(x, y + RADIUS + 24, cut(site.family, 18), "middle tick"))
     words = "; ".join(f"{s.name} ~ {s.family}" + (f" given {', '.join(s.parents)}" if s.parents else "") for s in found)
     label = f"The model: {words}. The guide: {', '.join(s.name for s in local if not s.observed)} given x."
@@ -96,22 +101,21 @@ HEADS = Markup(
 )
 
 
-def arrow(start: tuple[float, float], end: tuple[float, float], kind: str) -> Markup:
+def tail(name: str, longest: int = 15) -> str:
+    """The end of a name, which tells most: `…net.0.weight`."""
+    return name if len(name) <= longest else "…" + name[1 - longest :]
+
+
+def arrow(start: tuple[float, float], end: tuple[float, float]) -> Markup:
     """A straight arrow between the edges of two nodes."""
     length = max(((end[0] - start[0]) ** 2 + (end[1] - start[1]) ** 2) ** 0.5, 1.0)
     right, down = (RADIUS + 2) * (end[0] - start[0]) / length, (RADIUS + 2) * (end[1] - start[1]) / length
-    return line((start[0] + right, start[1] + down), (end[0] - right, end[1] - down), kind)
+    return line((start[0] + right, start[1] + down), (end[0] - right, end[1] - down), "arrow")
 
 
-def bent(start: tuple[float, float], end: tuple[float, float]) -> Markup:
-    """A dashed arrow of the guide, up on the left of the nodes."""
-    reach = RADIUS * 0.8
-    numbers = (
-        start[0] - reach,
-        start[1] - reach,
-        start[0] - 3 * RADIUS,
-        (start[1] + end[1]) / 2,
-        end[0] - reach,
-        end[1] + reach,
-    )
-    return Markup('<path d="M{} {}Q{} {} {} {}" class="arrow guide"/>').format(*map(number, numbers))
+def bent(start: tuple[float, float], end: tuple[float, float], kind: str, side: int) -> Markup:
+    """An arrow past the nodes in between, on the left (-1) or on the right (1)."""
+    right, down = side * RADIUS * 0.8, RADIUS * 0.8 * (1 if end[1] > start[1] else -1)
+    middle = start[0] + side * 3 * RADIUS, (start[1] + end[1]) / 2
+    numbers = (start[0] + right, start[1] + down, *middle, end[0] + right, end[1] - down)
+    return Markup('<path d="M{} {}Q{} {} {} {}" class="{}"/>').format(*map(number, numbers), kind)

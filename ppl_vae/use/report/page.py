@@ -87,7 +87,7 @@ def report(
         sections["fitted"] = _tried(of.fitted, asked, options)
         if history is not None:
             sections["training"] = _tried(of.training, history)
-        sections["explorer"] = _tried(of.explored, asked, vae if plane is None else plane)
+        sections["explorer"] = _tried(of.explored, asked, asked.one if plane is None else plane)
         sections["predictive"] = _tried(of.predictive, asked, found)
         sections["scores"] = _tried(of.scored, asked)
         sections["anomalous"] = _tried(of.anomalous, asked)

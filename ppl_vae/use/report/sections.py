@@ -100,6 +100,11 @@ class Asked:
         return self.frame.iloc[spaced(len(self.frame), CHECKED).tolist()].reset_index(drop=True)
 
     @property
+    def one(self) -> Any:
+        """The model, or the first member of an ensemble: what runs the programs."""
+        return self.vae.members[0] if hasattr(self.vae, "members") else self.vae
+
+    @property
     def unit(self) -> str:
         """Of the scores."""
         known = SCORES.get(self.scores.scoring)
@@ -116,7 +121,7 @@ class Asked:
 
 def fitted(asked: Asked, options: dict[str, Any]) -> dict[str, Any]:
     """The graph of the two programs, and how they were made and fitted."""
-    vae = asked.vae.members[0] if hasattr(asked.vae, "members") else asked.vae
+    vae = asked.one
     batch = batch_of(vae, asked.frame)
     found, z = sites(vae, batch), code(vae, batch)
     latent, prior = z["value"].shape[-1], next(site.family for site in found if site.name == "z")
@@ -135,7 +140,9 @@ def fitted(asked: Asked, options: dict[str, Any]) -> dict[str, Any]:
         ("Parameters", f"{parameters:,} trained"),
     ]
     if hasattr(asked.vae, "members"):
-        told.insert(0, ("Ensemble", f"of {len(asked.vae.members)} models; the first is drawn"))
+        told.insert(
+            0, ("Ensemble", f"of {len(asked.vae.members)} models, which score together; the rest is of the first")
+        )
     kind = recipe.pop("kind", None)
     rest = {
         name: value for name, value in recipe.items() if name != "latent" and value not in (None, (), [], False, {})
@@ -225,7 +232,7 @@ def training(history: History) -> dict[str, Any]:
 
 def predictive(asked: Asked, diagnosis: Diagnosis) -> dict[str, Any]:
     """Data sets that the model draws beside the data, and images beside their reconstructions."""
-    image, found = image_shape(asked.vae.schema), diagnosis.findings.get("predictive")
+    image, found = image_shape(asked.one.schema), diagnosis.findings.get("predictive")
     parts: dict[str, Any] = {"images": [], "intervals": None, "columns": [], "words": "", "more": 0}
     if image:
         parts["images"] = images(asked, image)
@@ -233,7 +240,7 @@ def predictive(asked: Asked, diagnosis: Diagnosis) -> dict[str, Any]:
         table = (
             found.detail["table"]
             if found and "table" in found.detail
-            else posterior_predictive(asked.vae, asked.few, DATASETS, asked.seed, new=True)
+            else posterior_predictive(asked.one, asked.few, DATASETS, asked.seed, new=True)
         )
     except PplVaeError as error:
         return parts | {"words": f"Data sets were not drawn: {first_line(error)}"}
@@ -263,15 +270,15 @@ def predictive(asked: Asked, diagnosis: Diagnosis) -> dict[str, Any]:
 def images(asked: Asked, image: tuple[int, int, int]) -> list[dict[str, str]]:
     """Rows, their reconstructions, and rows that are drawn, as pictures."""
     few = asked.few.iloc[:SHOWN].reset_index(drop=True)
-    values, again = own_values(asked.vae, few), read(reconstruct(asked.vae, few)).values
+    values, again = own_values(asked.one, few), read(reconstruct(asked.one, few)).values
     ends = limits(values)
     both = np.concatenate([pixels(values, image, ends), pixels(again, image, ends)])
     found = [{"src": png(strip(both, len(values))), "caption": "Rows, and below each its reconstruction E[x|z]."}]
     try:
-        drawn = generate(asked.vae, 20, asked.seed, like_given(asked.vae, few.iloc[np.arange(20) % len(few)])).x
+        drawn = generate(asked.one, 20, asked.seed, like_given(asked.one, few.iloc[np.arange(20) % len(few)])).x
     except PplVaeError:  # an improper prior
         return found
-    shown = strip(pixels(own_values(asked.vae, as_frame(drawn)), image, ends), SHOWN)
+    shown = strip(pixels(own_values(asked.one, as_frame(drawn)), image, ends), SHOWN)
     return [*found, {"src": png(shown), "caption": "Rows drawn from the model: z from the prior, x from p(x|z)."}]
 
 
@@ -283,8 +290,8 @@ def like_given(vae: Any, rows: Any) -> Any:
 
 def marginals(asked: Asked, columns: list[str]) -> list[dict[str, Any]]:
     """A chart for each of these columns: the data filled, rows that the model draws outlined."""
-    drawn = as_frame(generate(asked.vae, len(asked.few), asked.seed, like_given(asked.vae, asked.few)).x)
-    names = dict(zip(asked.vae.schema.names, own_names(asked.vae, asked.few))) if asked.vae.schema else {}
+    drawn = as_frame(generate(asked.one, len(asked.few), asked.seed, like_given(asked.one, asked.few)).x)
+    names = dict(zip(asked.one.schema.names, own_names(asked.one, asked.few))) if asked.one.schema else {}
     found = []
     for name in columns:
         data = asked.few[names.get(name, name)].dropna()
@@ -469,12 +476,12 @@ def checked(asked: Asked) -> Diagnosis:
     """The quick checks, each of those that do not apply with its reason."""
     options = {"num_draws": 1000, "seed": asked.seed}
     try:
-        return diagnose(asked.vae, asked.few, checks=CHECKS, **options)  # which share their draws
+        return diagnose(asked.one, asked.few, checks=CHECKS, **options)  # which share their draws
     except PplVaeError:
         findings: dict[str, Finding] = {}
     for name in CHECKS:
         try:
-            findings |= diagnose(asked.vae, asked.few, checks=name, **options).findings
+            findings |= diagnose(asked.one, asked.few, checks=name, **options).findings
         except PplVaeError as error:
             findings[name] = Finding({}, f"not checked: {first_line(error)}", {})
     return Diagnosis(findings, (len(asked.few), len(asked.few)), 1000)
@@ -484,6 +491,11 @@ def diagnosed(diagnosis: Diagnosis) -> dict[str, Any]:
     """Each check with its verdict, and one verdict on all."""
     lines: list[dict[str, Any]] = []
     for name, found in diagnosis.findings.items():
+        if (
+            not found.figures and lines and lines[-1]["verdict"] == found.verdict
+        ):  # one reason may keep many from being made
+            lines[-1]["name"] += f", {name.replace('_', ' ')}"
+            continue
         doubtful = bool(found.figures) and name in DOUBTS and DOUBTS[name](found.figures)
         kind = "doubt" if doubtful else "fine" if found.figures and name in DOUBTS else "told"
         figures = [
@@ -525,7 +537,7 @@ def compared(comparison: Any, options: dict[str, Any]) -> dict[str, Any]:
         "more": len(table) - len(shown),
         "svg": svg,
         "words": words,
-        "terms": [(name.replace("_", " ").capitalize(), settings(value)) for name, value in options.items()],
+        "terms": [(n.replace("_", " ").capitalize(), settings(of)) for n, of in options.items() if of is not None],
     }
 
 
@@ -543,4 +555,4 @@ def explored(asked: Asked, vae: Any) -> dict[str, Any]:
     else:
         kinds, told = asked.flagged.astype(int), ["not flagged", "flagged"]
     found = explorer(vae, asked.frame, places, asked.scores.values, kinds.reshape(-1), told)
-    return {**found, "own": vae is asked.vae}
+    return {**found, "own": vae is asked.one}
