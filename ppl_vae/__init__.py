@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from ppl_vae.model.programs import Programs as Programs
     from ppl_vae.model.vae import VAE as VAE
     from ppl_vae.use.estimator import VAEDetector as VAEDetector
+    from ppl_vae.use.report.page import report as report
     from ppl_vae.use.scale import Manifest as Manifest
     from ppl_vae.use.scale import impute_files as impute_files
     from ppl_vae.use.scale import score_files as score_files
@@ -123,6 +124,7 @@ _HOMES = {
     "model.programs": "Programs",
     "model.vae": "VAE",
     "use.estimator": "VAEDetector",
+    "use.report.page": "report",
     "use.scale": "Manifest impute_files score_files",
     "use.store": "load save",
 }

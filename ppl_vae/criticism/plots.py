@@ -330,7 +330,7 @@ def _score_name(scores: Scores | np.ndarray) -> str:
 def _draw_histogram(
     axes: "Axes", values: np.ndarray, anomalous: np.ndarray, threshold: float | None, name: str
 ) -> None:
-    low, high = _window(values, anomalous, threshold)
+    low, high = window(values, anomalous, threshold)
     bins, shown = np.linspace(low, high, 41), np.clip(values, low, high)
     for kind, rows, color in (("normal", ~anomalous, BLUE), ("anomalous", anomalous, VERMILLION)):
         share = np.full(rows.sum(), 1 / rows.sum())
@@ -344,7 +344,7 @@ def _draw_histogram(
     _open(axes)
 
 
-def _window(values: np.ndarray, anomalous: np.ndarray, threshold: float | None) -> tuple[float, float]:
+def window(values: np.ndarray, anomalous: np.ndarray, threshold: float | None) -> tuple[float, float]:
     """What part of the scores to show: a few anomalies far out would leave one bar for all the rest."""
     finite = values[np.isfinite(values)]
     low, high = finite.min(), finite.max()

@@ -384,6 +384,17 @@ def _frame_values(frame: Any, data: Any, kind: str, target: type[np.floating]) -
 # ---- files, each opened here: not every reader closes a damaged one
 
 
+def opened(path: str | os.PathLike[str]) -> Any:
+    """What a file of data holds: an array, or a pandas data frame.
+
+    Args:
+        path: of a .npy, .npz, .csv, .csv.gz or .parquet file.
+
+    Raises: DataError, naming the file; MissingFileError.
+    """
+    return _open(Path(path), _READERS)
+
+
 def _read_path(path: Path) -> Table:
     return _open(path, _READERS, read)
 

@@ -1,4 +1,4 @@
-"""The command line: `ppl-vae demo | fit | score | sample | impute | diagnose | compare | parts | datasets`.
+"""The command line: `ppl-vae demo | fit | score | sample | impute | diagnose | compare | report | parts | datasets`.
 
 Only names and numbers come in, from arguments or a configuration file; what a name may be is decided where its table of
 choices stands. Nothing heavy is imported before a command runs, so that `--help` is quick.
@@ -234,6 +234,25 @@ def diagnose(
     print(f"wrote {out}")
 
 
+def report(
+    folder: str,
+    data: str | None,
+    out: str | None,
+    title: str | None,
+    contamination: float,
+    num_draws: int,
+    seed: int,
+    missing: list[str] | str,
+    names: list[str],
+) -> None:
+    """Write one HTML file about a fit, a comparison or the demo: what was fitted, how well, and what is anomalous."""
+    from ppl_vae.use.report.folder import of_folder
+
+    rows = _rows(data, missing, names) if data else None
+    options = {"title": title, "contamination": contamination, "num_draws": num_draws, "seed": seed}
+    print(f"wrote {of_folder(folder, rows, out, **options)}")
+
+
 def parts() -> None:
     """List the priors, likelihoods, posteriors and objectives by name."""
     from ppl_vae.infer.objectives import objectives
@@ -285,6 +304,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "impute": impute,
     "diagnose": diagnose,
     "compare": compare,
+    "report": report,
     "parts": parts,
     "datasets": datasets,
 }
@@ -495,6 +515,17 @@ def _compare_arguments(one: ArgumentParser) -> None:
     one.add_argument("--retry", action="store_true", help="also run cells again that failed before")
 
 
+def _report_arguments(one: ArgumentParser) -> None:
+    one.add_argument("folder", type=str, help="folder that fit, compare or demo wrote")
+    one.add_argument("--data", type=str | None, default=None, help=f"{DATA}; by default those that options.json names")
+    one.add_argument("--out", type=str | None, default=None, help="file; by default report.html in the folder")
+    one.add_argument("--title", type=str | None, default=None, help="of the page")
+    one.add_argument("--contamination", type=float, default=0.05, help="share of these rows to flag, in (0, 0.5]")
+    one.add_argument("--num_draws", type=int, default=64, help="Monte Carlo draws a row")
+    one.add_argument("--seed", type=int, default=0, help="of the draws")
+    _add_reading(one)
+
+
 def _no_arguments(one: ArgumentParser) -> None:
     pass
 
@@ -507,6 +538,7 @@ ARGUMENTS: dict[str, Callable[[ArgumentParser], None]] = {
     "impute": _impute_arguments,
     "diagnose": _diagnose_arguments,
     "compare": _compare_arguments,
+    "report": _report_arguments,
     "parts": _no_arguments,
     "datasets": _no_arguments,
 }

@@ -1,11 +1,9 @@
 """The whole loop on the handwritten digits of scikit-learn: find the one digit that no model saw in training."""
 
-import base64
 import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,12 +16,13 @@ from ppl_vae.criticism import plots
 from ppl_vae.criticism.scores import Scores, score
 from ppl_vae.data.datasets import Dataset, load
 from ppl_vae.errors import OptionError
-from ppl_vae.files import write_bytes, write_text
+from ppl_vae.files import to_json, write_bytes, write_text
 from ppl_vae.infer.history import History
 from ppl_vae.infer.training import fit
 from ppl_vae.model.build import build
 from ppl_vae.model.linear import PCA
 from ppl_vae.model.vae import VAE
+from ppl_vae.use.report.folder import of_folder
 from ppl_vae.use.store import save
 
 NETS: dict[str, Any] = {"hidden": (256,), "activation": "relu"}
@@ -70,7 +69,7 @@ class Result(NamedTuple):
 
 
 def demo(out: str | PathLike, anomaly: int = 8, seed: int = 0, epochs: int = 60) -> list[Result]:
-    """Train on nine digits, find the tenth; print a table, and write models, scores, pictures and a page to a folder.
+    """Train on nine digits, find the tenth; print a table, and write models, scores, pictures and a report to a folder.
 
     Three models, each one step from the last: PCA is linear, the autoencoder is not, and the VAE adds a prior, a posterior
     and a learned scale of the noise. Which digit is held out matters as much as the model: the default, 8, lies near the
@@ -78,7 +77,7 @@ def demo(out: str | PathLike, anomaly: int = 8, seed: int = 0, epochs: int = 60)
     image is a likely one under models that never saw its like (Nalisnick et al. 2019).
 
     Args:
-        out: the folder: index.html, table.csv, scores.csv, history.csv, model/ and the pictures.
+        out: the folder: report.html, table.csv, scores.csv, history.csv, test.npz, model/, plane/ and the pictures.
         anomaly: the digit that no model sees in training, 0 to 9.
         seed: of the split, the initial weights, the fits and the draws.
         epochs: of each fit.
@@ -102,14 +101,17 @@ def demo(out: str | PathLike, anomaly: int = 8, seed: int = 0, epochs: int = 60)
     print(text_table(results))
 
     save(models.vae, folder / "model")
+    save(models.plane, folder / "plane")
     models.history.save(folder / "history.csv")
     write_text(folder / "table.csv", csv_table(results))
     write_text(folder / "scores.csv", csv_scores(rows, results))
+    write_bytes(folder / "test.npz", _npz(x=rows.test.x, y=rows.test.y))
+    write_text(folder / "options.json", to_json(told(anomaly, sizes, seed, epochs)))
     pictures = drawn(models, rows, results, threshold, seed)
-    for picture in pictures:
-        write_bytes(folder / picture.file, picture.png)
-    write_text(folder / "index.html", page(results, pictures, f"{anomaly}", sizes))
-    print(f"wrote {folder}/index.html and beside it the model, its scores and {len(pictures)} pictures")
+    for name, picture in pictures.items():
+        write_bytes(folder / f"{name}.png", _png(picture))
+    with one_thread():
+        print(f"wrote {of_folder(folder)} and beside it the models, their scores and {len(pictures)} pictures")
     print(f"{time.perf_counter() - began:.1f} s in all")
     return results
 
@@ -221,70 +223,39 @@ def csv_scores(rows: Split, results: list[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# ---- the pictures and the page
+def told(anomaly: int, sizes: str, seed: int, epochs: int) -> dict[str, Any]:
+    """What the report is to say of the demo, and of which rows."""
+    how = f"No model saw the digit {anomaly} in training: {sizes}. Models then score every test row by itself"
+    fit = {"epochs": epochs, "batch_size": BATCH_SIZE, "lr": LR, "seed": seed}
+    return {"title": f"Finding the digit {anomaly}", "data": "test.npz", "task": how, "fit": fit}
 
 
-class Picture(NamedTuple):
-    """A file of the folder and a figure of the page."""
-
-    file: str
-    caption: str
-    png: bytes
-
-    @property
-    def base64(self) -> str:
-        """The picture as text, so that the page is one file."""
-        return base64.b64encode(self.png).decode()
+# ---- the pictures
 
 
-def drawn(models: Models, rows: Split, results: list[Result], threshold: float, seed: int) -> list[Picture]:
-    """Every picture of the demo, in the order of the page."""
+def drawn(models: Models, rows: Split, results: list[Result], threshold: float, seed: int) -> dict[str, Any]:
+    """Every picture of the demo, as a figure by the name of its file."""
     probability = next(r.scores for r in results if r.score == "reconstruction_probability")
     lowest = rows.test._replace(x=rows.test.x[np.argsort(probability.values)[:10]])
     vae, plane = models.vae, models.plane
-    figures = {
-        "score_histogram": (
-            plots.score_histogram(probability, rows.anomalous, threshold=threshold),
-            f"Scores of the test rows. {CONTAMINATION:.0%} of the training rows score below the threshold.",
-        ),
-        "lowest_scores": (
-            plots.reconstructions(vae, lowest),
-            "The ten test rows of lowest score, and what the VAE makes of them.",
-        ),
-        "reconstructions": (
-            plots.reconstructions(vae, rows.test),
-            "The first ten test rows, and what the VAE makes of them.",
-        ),
-        "samples": (
-            plots.samples(vae, seed=seed),
-            "Digits drawn from the VAE: means of p(x|z), z from the prior.",
-        ),
-        "training_curve": (
-            plots.training_curve(models.history),
-            "The fit of the VAE.",
-        ),
-        "manifold": (
-            plots.manifold_grid(plane),
-            "A second VAE, of two latent dimensions: the plane of its codes.",
-        ),
-        "latent_scatter": (
-            plots.latent_scatter(plane, rows.test, rows.test.y),
-            "Where that second VAE places the test rows, by digit.",
-        ),
+    return {
+        "score_histogram": plots.score_histogram(probability, rows.anomalous, threshold=threshold),
+        "lowest_scores": plots.reconstructions(vae, lowest),
+        "reconstructions": plots.reconstructions(vae, rows.test),
+        "samples": plots.samples(vae, seed=seed),
+        "training_curve": plots.training_curve(models.history),
+        "manifold": plots.manifold_grid(plane),
+        "latent_scatter": plots.latent_scatter(plane, rows.test, rows.test.y),
     }
-    return [Picture(f"{name}.png", caption, _png(figure)) for name, (figure, caption) in figures.items()]
+
+
+def _npz(**arrays: Any) -> bytes:
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    return content.getvalue()
 
 
 def _png(figure: Any) -> bytes:
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
-
-
-def page(results: list[Result], pictures: list[Picture], anomaly: str, sizes: str) -> str:
-    """The page, with its pictures inside."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    template = files("ppl_vae.use").joinpath("demo.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(results=results, pictures=pictures, anomaly=anomaly, sizes=sizes)

@@ -65,7 +65,7 @@ def save(thing: Any, path: str | PathLike) -> None:
     sha256 = digest(weights)
     content = {
         "format_version": FORMAT_VERSION,
-        "versions": _versions(),
+        "versions": versions(),
         "model": node,
         "weights": {"sha256": sha256, "size": len(weights)},
     }
@@ -188,7 +188,7 @@ def _equal(a: Tensor | None, b: Tensor | None) -> bool:
     return torch.equal(a, b)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """For a reader's eyes; without "+cpu" and the like, so that equal models give equal bytes on every machine."""
     versions = {"ppl_vae": import_module("ppl_vae").__version__, "torch": torch.__version__, "pyro": pyro.__version__}
     return {name: str(version).partition("+")[0] for name, version in versions.items()}

@@ -1,0 +1,97 @@
+"""The report of a folder that `ppl-vae fit`, `compare` or `demo` wrote."""
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.criticism.calibration import Calibration
+from ppl_vae.data.tables import opened
+from ppl_vae.errors import DataError, MissingFileError, OptionError
+from ppl_vae.files import from_json, read_bytes
+from ppl_vae.infer.history import History
+from ppl_vae.use.report.page import report
+from ppl_vae.use.store import MODEL_FILE, load
+
+
+def of_folder(folder: str | PathLike, data: Any = None, path: str | PathLike | None = None, **options: Any) -> Path:
+    """Write the report of a folder.
+
+    What is read, where it is there: model.json or model/; plane/, a second model to explore; calibration/; history.csv;
+    options.json; table.csv, the table of a comparison, and its settings.json.
+
+    Args:
+        folder: of a fit, a comparison or the demo.
+        data: rows for the model; None takes those that options.json names under "data".
+        path: the file; None: report.html in the folder.
+        options: `title`, `labels`, `contamination`, `num_draws` and `seed` of `report`.
+
+    Returns: the path of the file.
+
+    Raises: MissingFileError where there is no model and no table; OptionError without data for a model; ModelFileError.
+    """
+    folder = Path(folder)
+    models = [place for place in (folder, folder / "model") if (place / MODEL_FILE).is_file()]
+    table = folder / "table.csv"
+    if not models and not table.is_file():
+        raise MissingFileError(
+            f"{folder}: got neither a model nor a table.csv there, expected the folder of a fit, a comparison or the demo"
+        )
+    told, found = _json(folder / "options.json"), {"path": folder / "report.html" if path is None else path, **options}
+    title = told.pop("title", None)
+    found["title"] = found.get("title") or title
+    if models:
+        found["data"] = _rows(folder, told, data)
+        found["vae"] = load(models[0])
+        if isinstance(found["vae"], Calibration):
+            found |= {"calibration": found["vae"], "vae": found["vae"].folds[0].vae}
+        for name in ("calibration", "plane"):
+            if (folder / name / MODEL_FILE).is_file():
+                found[name] = load(folder / name)
+        if (folder / "history.csv").is_file():
+            found["history"] = _history(folder / "history.csv")
+    if table.is_file():
+        found["comparison"] = opened(table)
+    kept = {name: value for name, value in told.items() if name not in ("model", "parts")}
+    return report(**found, options=kept if models else _json(folder / "settings.json"))
+
+
+def _rows(folder: Path, told: dict[str, Any], data: Any) -> Any:
+    """Rows by path, by the path in the folder, or by a data set's name."""
+    from ppl_vae.data.datasets import load as dataset
+
+    data = told.get("data") if data is None else data
+    if data is None:
+        raise OptionError(
+            f"data: got none, and {folder / 'options.json'} names none; expected --data, a file or the name of a data set"
+        )
+    if not isinstance(data, str | PathLike):
+        return data
+    for place in (Path(data), folder / data):
+        if place.is_file():
+            return place
+    return Path(data) if Path(data).suffix else dataset(str(data))
+
+
+def _history(file: Path) -> History:
+    history = History()
+    try:
+        table = opened(file)
+        for epoch in table.astype(float).to_dict("records"):
+            history.append({str(name): value for name, value in epoch.items()})
+        if "epoch" not in table or "bound" not in table:
+            raise ValueError(f"got the columns {list(table)}")
+    except ValueError as error:
+        raise DataError(
+            f"file {file}: got no history of a fit, expected one as `ppl-vae fit` writes it: {error}"
+        ) from error
+    return history
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    found = from_json(read_bytes(file), str(file))
+    if not isinstance(found, dict):
+        raise DataError(f"file {file}: got {json.dumps(found)[:80]}, expected names and values")
+    return found
