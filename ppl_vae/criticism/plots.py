@@ -345,7 +345,20 @@ def _draw_histogram(
 
 
 def window(values: np.ndarray, anomalous: np.ndarray, threshold: float | None) -> tuple[float, float]:
-    """What part of the scores to show: a few anomalies far out would leave one bar for all the rest."""
+    """What part of the scores to show: a few anomalies far out would leave one bar for all the rest.
+
+    Args:
+        values: (n,) scores.
+        anomalous: (n,) bool, rows that may lie far out.
+        threshold: shown in any case.
+
+    Returns: (low, high): of what is finite, within ten interquartile ranges of the normal rows.
+
+    Example:
+        >>> low, high = window(np.array([-1e6, -2.0, -1.0, 0.0, 1.0]), np.array([True, False, False, False, False]), None)
+        >>> low, high
+        (np.float64(-16.25), np.float64(1.0))
+    """
     finite = values[np.isfinite(values)]
     low, high = finite.min(), finite.max()
     normal = values[np.isfinite(values) & ~anomalous]

@@ -80,7 +80,18 @@ class Programs(nn.Module):
         count_steps(self)
 
     def model(self, x: Tensor | None = None, mask: Tensor | None = None, *, n: int | None = None, **given: Any) -> Any:
-        """The model with its sites as "x" and "z", as `VAE.model`; returns what it does."""
+        """The model with its sites as "x" and "z", as `VAE.model`.
+
+        Args:
+            x: observed rows (n, d) in encoded units, or None to sample n rows.
+            mask: (n, d) of bool, True where x is observed.
+            n: rows to sample where x is None.
+            given: `c`, `group` and `label`, as `VAE.model` has them.
+
+        Returns: what the function returns.
+
+        Raises: OptionError without rows and number of rows.
+        """
         if x is None and n is None:
             raise OptionError("model: got neither x nor n, expected rows to observe or a number of rows to sample")
         names = _arguments(self.functions[0])
@@ -91,13 +102,29 @@ class Programs(nn.Module):
             return self._call(self.functions[0], x, mask=mask, n=n, **given)
 
     def guide(self, x: Tensor, mask: Tensor | None = None, *, n: int | None = None, **given: Any) -> Any:
-        """The guide with its sites as "z" and further ones, as `VAE.guide`; holes of x are 0 there."""
+        """The guide with its sites as "z" and further ones, as `VAE.guide`.
+
+        Args:
+            x: rows (n, d) in encoded units; holes are 0 where the function sees them.
+            mask: (n, d) of bool, True where x is observed.
+            n: not used.
+            given: `c`, `group` and `label`.
+
+        Returns: what the function returns.
+        """
         x = x if mask is None else torch.where(mask, x, 0.0)
         with _Named(self):
             return self._call(self.functions[1], x, mask=mask, n=n, **given)
 
     def batch(self, data: Any, minimum_rows: int = 1) -> Batch:
-        """`data` as encoded tensors, as `VAE.batch`."""
+        """`data` as encoded tensors, as `VAE.batch`.
+
+        Args:
+            data: n rows, or a `Batch` of rows that the same schema has encoded.
+            minimum_rows: n at least.
+
+        Returns: `Batch`, x (n, d) in encoded units.
+        """
         return encoded(self, data, minimum_rows)
 
     def __deepcopy__(self, memo: Any) -> Any:
