@@ -94,6 +94,7 @@ def formula(writer: Any, node: nodes.Element) -> None:
     drawn = convert(node.astext().strip(), display="block" if block else "inline")
     if unknown := re.search(r"\\[A-Za-z]+", re.sub(r"<[^>]*>", "", drawn)):
         log.warning("formula: got %s, expected a command of LaTeX that latex2mathml knows", unknown[0], location=node)
+    drawn = drawn.replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.17em" />')
     writer.body.append(f'<div class="math">{drawn}</div>' if block else drawn)
     raise nodes.SkipNode
 
