@@ -44,7 +44,7 @@ arviz1:
 
 # Warnings are errors; nothing is fetched but the extra itself, once.
 docs: .venv/.docs
-	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -W --keep-going -q -E -a -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 .venv/.docs: $(STAMP)
