@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import sys
+import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -35,17 +36,22 @@ APART = {"test_footprint", "test_package", "test_product", "test_properties", "d
 
 
 class Record:
-    """How long each test of a session took, and whether it failed; some of the tests are left out."""
+    """How long each test of a session took of the processor, and whether it failed; some of the tests are left out."""
 
     def __init__(self, only: set[str] | None) -> None:
-        self.only, self.seconds, self.failed = only, Counter[str](), set[str]()  # only: ids, or names of functions
+        self.only, self.seconds, self.failed = only, dict[str, float](), set[str]()  # only: ids, or names of functions
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         if self.only is not None:
             items[:] = [item for item in items if {item.nodeid, item.name.partition("[")[0]} & self.only]
 
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.seconds[nodeid] = -time.process_time()
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        self.seconds[nodeid] += time.process_time()
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.seconds[report.nodeid] += report.duration
         if report.failed:
             self.failed.add(report.nodeid)
 
