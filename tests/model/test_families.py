@@ -301,12 +301,25 @@ def test_beta_refuses_the_ends_and_negative_binomial_has_its_variance():
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_samples_follow_the_density(name):
-    """Pearson's test of Pyro's goodness-of-fit helper; fails by chance at 1e-4."""
+    """Pearson's test of Pyro's goodness-of-fit helper; fails by chance at 1e-4.
+
+    Of joint normals Kolmogorov's, of -2 log p and of both whitened coordinates, at 3e-5 each: in two dimensions Pyro's
+    helper, by nearest neighbours, is below 1e-4 in 3 % of samples.
+    """
     torch.manual_seed(3)
     d = 2 if name in JOINT else 1
     family = make(name, d, Heads(options={"df": 5.0, "total": 4})).double()
     distribution = family(torch.linspace(-0.4, 0.8, family.width, dtype=torch.float64))
     x = distribution.sample((10_000,))
+    if name in ("low_rank_normal", "full_normal"):
+        mean = distribution.mean
+        white = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(distribution.covariance_matrix), (x - mean).T, upper=False
+        )
+        depths = 2 * (distribution.log_prob(mean) - distribution.log_prob(x))
+        tested = [(depths, stats.chi2(2)), *((one, stats.norm) for one in white)]
+        assert all(stats.kstest(one.detach().numpy(), law.cdf).pvalue > 3e-5 for one, law in tested)
+        return
     p = distribution.log_prob(x).exp().detach()
     if LIKELIHOODS[name].type in CONTINUOUS:
         assert auto_goodness_of_fit(x.squeeze(-1), p) > 1e-4
@@ -348,14 +361,15 @@ def typical(name, n, d):
 @pytest.mark.parametrize("scale", ["row", "feature", "shared", 0.3])
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_gradients_reach_the_net_and_every_parameter(name, scale):
+    """Of an odd number of terms: a Laplace's gradient is a sum of signs, which as many of each would cancel."""
     family = make(name, 3, Heads(scale))
     net = nn.Linear(2, family.width)
-    x = typical(name, 20, 3)
-    distribution = Conditional(net, family)(torch.randn(4, 20, 2))
-    assert (distribution.batch_shape, distribution.event_shape) == ((4, 20), (3,))
-    assert distribution.sample().shape == distribution.expand((5, 4, 20)).sample().shape[1:] == (4, 20, 3)
+    x = typical(name, 21, 3)
+    distribution = Conditional(net, family)(torch.randn(5, 21, 2))
+    assert (distribution.batch_shape, distribution.event_shape) == ((5, 21), (3,))
+    assert distribution.sample().shape == distribution.expand((4, 5, 21)).sample().shape[1:] == (5, 21, 3)
     distribution.log_prob(x).sum().backward()
-    assert expected(distribution).shape == (4, 20, 3)
+    assert expected(distribution).shape == (5, 21, 3)
     for parameter in [*net.parameters(), *family.parameters()]:
         assert parameter.grad.isfinite().all()
         assert (parameter.grad.reshape(parameter.shape[0], -1).abs().sum(-1) > 0).all()
@@ -509,7 +523,7 @@ def test_a_class_is_the_family_of_its_name(cls, name, scale):
 def test_classes_get_their_links_from_their_constraints(cls, names):
     family = likelihood(columns("real", 2), cls)
     assert sorted(family.heads) == sorted(names) and family.width == 2 * len(names)
-    raw = 5 * torch.randn(50, family.width)
+    raw = (5 * torch.randn(50, family.width)).clamp(-15, 15)  # beyond, float32 has probabilities of 1, refused by Pyro
     distribution = family(raw)
     for name in names:
         assert cls.arg_constraints[name].check(getattr(distribution.base_dist, name)).all()
