@@ -50,12 +50,13 @@ def report(
 
     Args:
         vae: a fitted model; None for the report of a comparison alone.
-        data: n rows, better not those that it was fitted to; of more than 10,000 so many, evenly spaced, are looked at.
+        data: n rows, better not those that it was fitted to; of more than 10,000, or fewer of many columns, so
+            many are looked at, evenly spaced.
         path: the file.
         history: of the fit, for its curves.
         calibration: to decide by; without one the lowest share `contamination` is flagged, which promises nothing.
         comparison: a `Comparison`, or any data frame, to show as a table.
-        diagnosis: of `diagnose`; None makes the quick checks of 300 rows.
+        diagnosis: of `diagnose`; None makes the quick checks of 300 rows at most.
         plane: a second model of the same columns, to explore in the place of `vae`, as one of two latent dimensions.
         labels: (n,) of anything, for colours and scores by label; None takes those that a data set has.
         options: names and values to tell of the fit, as options.json of `ppl-vae fit` has them.
@@ -148,7 +149,7 @@ def _asked(
         if labels.shape != (len(frame),):
             raise OptionError(f"labels: got shape {labels.shape}, expected ({len(frame)},), one a row")
         labels = labels.astype(str)
-    rows = spaced(len(frame), of.ROWS).numpy()
+    rows = spaced(len(frame), min(of.ROWS, max(500, of.CELLS // frame.shape[1]))).numpy()
     kept = frame.iloc[rows].reset_index(drop=True)
     chosen = None if labels is None else labels[rows]
     return of.Asked(vae, kept, len(frame), rows, chosen, calibration, contamination, num_draws, seed)
@@ -197,5 +198,4 @@ def _page(title: str, sections: dict[str, Any], asked: of.Asked | None) -> str:
         style=Markup(style),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        most=of.ROWS,
     )

@@ -31,10 +31,10 @@ from ppl_vae.use.report.graph import code, graph, sites
 from ppl_vae.use.report.pictures import cell, coloured, image_shape, limits, pixels, png, strip
 from ppl_vae.use.store import versions
 
-ROWS = 10_000
-"""Rows that are scored, at most."""
-CHECKED, DATASETS = 300, 100
-"""Rows that diagnostics and predictive checks look at, and the data sets that the latter draw."""
+ROWS, CELLS = 10_000, 1_000_000
+"""Rows that are scored, at most, and their cells, but of 500 rows in any case."""
+CHECKED, CHECKED_CELLS, DATASETS = 300, 40_000, 100
+"""Rows that the checks look at, and their cells, but of 50 rows in any case; data sets that are drawn."""
 CHECKS = ("active_units", "collapse", "kl", "information", "rate_distortion", "evidence", "predictive")
 """Those that take seconds."""
 SHOWN, EXPLAINED = 10, 3000
@@ -97,7 +97,8 @@ class Asked:
     @cached_property
     def few(self) -> Any:
         """Rows for the checks, evenly spaced."""
-        return self.frame.iloc[spaced(len(self.frame), CHECKED).tolist()].reset_index(drop=True)
+        most = min(CHECKED, max(50, CHECKED_CELLS // self.frame.shape[1]))
+        return self.frame.iloc[spaced(len(self.frame), most).tolist()].reset_index(drop=True)
 
     @property
     def one(self) -> Any:
