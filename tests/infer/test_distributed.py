@@ -137,8 +137,11 @@ import os, sys, numpy as np, torch, ppl_vae as pv
 x = np.random.RandomState(0).randn(40, 3)
 rank, said = int(os.environ["RANK"]), []
 options = dict(epochs=1, progress=False, distributed=True)
+moved = pv.build(x, latent=1)
+with torch.no_grad(): next(moved.parameters()).add_(rank)
 asked = {
-    "weights": lambda: pv.fit(pv.build(x, latent=1, seed=rank), x, **options),
+    "weights": lambda: pv.fit(moved, x, **options),
+    "model's seed": lambda: pv.fit(pv.build(x, latent=1, seed=rank), x, **options),
     "data": lambda: pv.fit(pv.build(x, latent=1), x + rank, **options),
     "lr": lambda: pv.fit(pv.build(x, latent=1), x, lr=1e-3 * (1 + rank), **options),
     "graph": lambda: pv.fit(pv.build(x, latent=1), x, compiled=True, **options),
@@ -159,10 +162,10 @@ def test_processes_that_are_not_alike_are_refused(tmp_path: Path) -> None:
     run = torchrun(REFUSED, tmp_path)
     assert run.returncode == 0, run.stderr[-3000:]
     first, second = ((tmp_path / f"said-{rank}.txt").read_text().splitlines() for rank in (0, 1))
-    assert first == second and len(first) == 5
-    for line, name in zip(first, ("weights", "data", "lr")):
+    assert first == second and len(first) == 6
+    for line, name in zip(first, ("weights", "model's seed", "data", "lr")):
         assert line.startswith(f"{name}: distributed: got other {name} in process 1 than in process 0")
-    assert "'traced' leaves it out of the graph" in first[3] and first[4].startswith("alone")
+    assert "'traced' leaves it out of the graph" in first[4] and first[5].startswith("alone")
 
 
 def test_every_row_is_one_process_own() -> None:
