@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from ppl_vae.errors import MissingFileError, ModelFileError
+from ppl_vae.errors import MissingFileError, ModelFileError, OptionError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,10 +39,12 @@ def write_bytes(path: str | PathLike, content: bytes) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
     """Let one process at a time write to a folder, made where absent: it would take what others have begun for stale.
 
-    Where a system has no such locks, as for some network drives, it does not wait.
+    Where a system has no such locks, as for some network drives, there is none.
+
+    Raises: OptionError where another process has it, and it is not to be waited for.
     """
     _make(folder)
     with ExitStack() as held:
@@ -51,7 +53,12 @@ def locked(folder: Path) -> Iterator[None]:
 
             handle = os.open(folder, os.O_RDONLY)
             held.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise OptionError(
+                    f"{folder}: got a folder that another process is writing to, expected another"
+                ) from None
         yield
 
 

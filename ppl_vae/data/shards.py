@@ -349,7 +349,7 @@ class _Parquet:
         import pyarrow.parquet as pq
 
         # buffered: else a group's columns are read whole before the first row is there
-        self.file = pq.ParquetFile(path, buffer_size=2**16, pre_buffer=False)
+        self.file = pq.ParquetFile(path, buffer_size=2**16, pre_buffer=False, page_checksum_verification=True)
         sizes = [self.file.metadata.row_group(group).num_rows for group in range(self.file.num_row_groups)]
         self.starts = np.cumsum([0, *sizes])
         self.at, self.rest = -1, None

@@ -493,7 +493,7 @@ def _fields(line: list[str]) -> int:
 def _parquet(path: Path) -> Any:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
+    table = pq.read_table(path, page_checksum_verification=True)
     table.validate(full=True)
     return table.to_pandas(integer_object_nulls=True)  # not as floats, which round
 

@@ -3,7 +3,8 @@
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nproc-per-node 2 train.py     # which calls fit(..., distributed=True)
 
 Every process has the whole table, and picks its rows of each batch: order, pixels and noise are functions of the seed, so
-that the fit is that of one process, but for rounding. Gradients are summed in one bucket before the step.
+that the fit is that of one process, but for rounding. Gradients are summed in one bucket before the step. Noise that a net
+draws itself, as dropout does, is not among these: parts of a batch then share it.
 
 The variable lets workers that are started again find each other (pytorch issue 135712), on several machines too.
 """

@@ -139,8 +139,8 @@ def fit(
                     break
                 if callbacks:
                     step = step.still()
-        history.best_epoch = run.best.restore()
-        run.end(step)
+            history.best_epoch = run.best.restore()
+            run.end(step)
     return history
 
 

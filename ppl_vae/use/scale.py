@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ from ppl_vae.data.schema import Schema
 from ppl_vae.data.shards import Shard, Source
 from ppl_vae.data.tables import Column, Table
 from ppl_vae.errors import DataError, MissingFileError, ModelFileError, OptionError, PplVaeError, whole
-from ppl_vae.files import digest, from_json, read_bytes, to_json, write_bytes, write_text
+from ppl_vae.files import digest, from_json, locked, read_bytes, to_json, write_bytes, write_text
 from ppl_vae.use.store import load, save
 
 FORMAT = "ppl_vae parts 1"
@@ -213,7 +213,7 @@ def _run(
     given, folder = isinstance(model, str | os.PathLike), Path(out).absolute()
     if isinstance(source, str | os.PathLike) and folder.is_relative_to(Path(source).absolute()):
         raise OptionError(f"out: got {folder} in the source {source}, which would hold the parts too; expected another")
-    with TemporaryDirectory() as temporary, closing(shards):
+    with TemporaryDirectory() as temporary, closing(shards), ExitStack() as held:
         place = Path(model if given else temporary).absolute()
         if not given:
             save(model, place)
@@ -226,20 +226,23 @@ def _run(
         key = cells.key({"format": FORMAT, "what": what, "model": sha256, "options": options, **told})
         files = [{"file": Path(of.path).name, "rows": of.rows, "size": of.size, "sha256": of.sha256} for of in sources]
         begun = Manifest(folder, key, {"what": what, **options}, files, [], cells.versions())
+        held.enter_context(_alone(folder))
         _claim(begun)
         if not given:
             save(model, place := folder / MODEL)
         paths = [str(folder / f"part-{number:05d}.parquet") for number in range(len(cut))]
         tasks = [Task(what, (str(place), sha256), options, shard, path, key) for shard, path in zip(cut, paths)]
         parts = list(tqdm(map(run, tasks), total=len(tasks), disable=not progress, desc=what, unit="part"))
-    for of in sources:
-        if (size := os.stat(of.path).st_size) != of.size:
-            raise DataError(f"file {of.path}: got {size} bytes in the end, expected the {of.size} that it had before")
-    for stale in (*folder.glob(".part-*"), *folder.glob(f".{MANIFEST}.*")):  # of processes killed as they wrote
-        stale.unlink(missing_ok=True)
-    done = replace(begun, parts=parts)
-    _write(done)
-    return done
+        for of in sources:
+            if (size := os.stat(of.path).st_size) != of.size:
+                raise DataError(
+                    f"file {of.path}: got {size} bytes in the end, expected the {of.size} that it had before"
+                )
+        for stale in (*folder.glob(".part-*"), *folder.glob(f".{MANIFEST}.*")):  # of processes killed as they wrote
+            stale.unlink(missing_ok=True)
+        done = replace(begun, parts=parts)
+        _write(done)
+        return done
 
 
 # ---- before the work
@@ -284,6 +287,19 @@ GRAPH_PAYS = 2**22
 """Rows times draws from which on a graph pays, as `infer.blocks` has it for 500 blocks of 8192."""
 
 
+def _alone(folder: Path) -> AbstractContextManager:
+    """No other job writes to the folder inside. Raises: OptionError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return locked(folder, wait=False)
+
+
+def _unwritable(folder: Path, error: OSError) -> OptionError:
+    return OptionError(f"out: got {folder}, expected a folder that can be written ({error})")
+
+
 def _claim(job: Manifest) -> None:
     """Take a folder for a job, or refuse it: parts of two jobs in one folder would be one table to whoever reads it."""
     there = sorted(job.folder.glob("part-*.parquet"))
@@ -307,7 +323,7 @@ def _write(job: Manifest) -> None:
     try:
         write_text(job.folder / MANIFEST, to_json(described({"format": FORMAT, **content})))
     except OSError as error:
-        raise OptionError(f"out: got {job.folder}, expected a folder that can be written ({error})") from error
+        raise _unwritable(job.folder, error) from error
 
 
 def digest_of(folder: Path) -> str:

@@ -246,6 +246,21 @@ def test_ctrl_c_leaves_the_model_after_a_whole_step(tmp_path: Path, ctrl_c: None
     assert all(torch.equal(v, undisturbed.state_dict()[name]) for name, v in vae.state_dict().items())
 
 
+def test_ctrl_c_in_the_last_epoch_leaves_the_best_weights(ctrl_c: None) -> None:
+    """A step size that spoils what the first epochs learned: the last weights are not the best."""
+    options = {**OPTIONS, "lr": 0.3, "schedule": "constant", "valid": 0.3, "patience": 100}
+    vae, undisturbed, last = small(), small(), OPTIONS["epochs"]
+
+    def interrupt(vae: Any, history: Any) -> None:
+        if len(history) == last:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pv.fit(vae, X, callbacks=[interrupt], **options)
+    assert pv.fit(undisturbed, X, **options).best_epoch < last
+    assert all(torch.equal(v, undisturbed.state_dict()[name]) for name, v in vae.state_dict().items())
+
+
 def test_a_second_ctrl_c_does_not_wait(ctrl_c: None) -> None:
     def interrupt(vae: Any, history: Any) -> None:
         for _ in range(2):

@@ -15,6 +15,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.errors import DataError, MissingFileError, ModelFileError, OptionError
+from ppl_vae.files import locked
 from ppl_vae.use import scale
 
 RNG = np.random.RandomState(0)
@@ -213,6 +214,14 @@ def test_a_folder_of_another_job_is_refused(vae: Any, saved: Path, tmp_path: Pat
     (out / "_manifest.json").unlink()
     with pytest.raises(OptionError, match=message):
         pv.score_files(saved, source, out, rows=40, **FAST)
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(saved: Path, tmp_path: Path) -> None:
+    source, out = write(HOLES, tmp_path / "t.csv"), tmp_path / "out"
+    with locked(out), pytest.raises(OptionError, match="out: got a folder that another process is writing to"):
+        pv.score_files(saved, source, out, rows=40, **FAST)
+    assert not list(out.iterdir())
+    assert pv.score_files(saved, source, out, rows=40, **FAST).rows == len(HOLES)
 
 
 def test_a_model_in_memory_and_its_folder_are_one_job(vae: Any, saved: Path, tmp_path: Path) -> None:
