@@ -37,7 +37,7 @@ class JsonLines:
         self.path, self._written = Path(path), 0
 
     def __call__(self, vae: Any, history: History) -> None:
-        if self._written != len(history) - 1 or not self.path.exists():
+        if not 0 < self._written == len(history) - 1 or not self.path.exists():
             # the first epoch that this object sees: the history knows those before it, the file may know others
             write_bytes(self.path, "".join(map(_line, history.epochs)).encode())
         else:

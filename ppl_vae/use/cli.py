@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, fields
 from functools import reduce
 from importlib import import_module
+from importlib.util import find_spec
 from io import StringIO
 from operator import or_
 from pathlib import Path
@@ -462,6 +463,15 @@ def datasets() -> dict[str, Any]:
     return found
 
 
+def completion(shell: str) -> None:
+    """Print a script that lets a shell complete commands and options."""
+    if find_spec("shtab") is None:
+        raise OptionError("completion: got no shtab, expected it to be installed: pip install 'ppl_vae[completion]'")
+    if shell not in SHELLS:
+        raise OptionError(f"completion: got {shell!r}, expected one of {', '.join(SHELLS)}")
+    print(parser().get_completion_script(f"shtab-{shell}"))
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "demo": demo,
     "fit": fit,
@@ -474,6 +484,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "draw": draw,
     "parts": parts,
     "datasets": datasets,
+    "completion": completion,
 }
 
 
@@ -560,6 +571,7 @@ def _checked_parts(parts: dict[str, Any]) -> dict[str, Any]:
 # ---- the arguments
 
 DATA = "a .npy, .npz, .csv or .parquet file, or the name of a data set"
+SHELLS = ("bash", "zsh", "tcsh")
 TABLE = "file: .csv, .parquet, .npz or .npy"
 CONTAMINATION = 0.05
 SCORING = "reconstruction_probability | expected_log_likelihood | elbo | iwae | kl_to_prior | reconstruction_error"
@@ -600,13 +612,15 @@ def parsers() -> tuple[ArgumentParser, dict[str, Command]]:
     """The parser, and that of each command."""
     version = import_module("ppl_vae").__version__
     description = "Variational autoencoders as two probabilistic programs."
-    top = ArgumentParser(prog="ppl-vae", description=description, version=version, exit_on_error=False)
+    top = ArgumentParser(
+        prog="ppl-vae", description=description, version=version, exit_on_error=False, allow_abbrev=False
+    )
     commands = top.add_subcommands(dest="command")
     made: dict[str, Command] = {}
     for name, arguments in ARGUMENTS.items():
         text = inspect.getdoc(COMMANDS[name])
         assert text is not None
-        made[name] = one = Command(description=text, exit_on_error=False)
+        made[name] = one = Command(description=text, exit_on_error=False, allow_abbrev=False)
         arguments(one)
         commands.add_subcommand(name, one, help=text)
     return top, made
@@ -731,6 +745,10 @@ def _draw_arguments(one: Command) -> None:
     _add_common(one)
 
 
+def _completion_arguments(one: Command) -> None:
+    one.position("shell", " | ".join(SHELLS))
+
+
 def _list_arguments(one: Command) -> None:
     one.add_argument("--json", action="store_true", help="print a JSON object")
 
@@ -747,6 +765,7 @@ ARGUMENTS: dict[str, Callable[[Command], None]] = {
     "draw": _draw_arguments,
     "parts": _list_arguments,
     "datasets": _list_arguments,
+    "completion": _completion_arguments,
 }
 
 

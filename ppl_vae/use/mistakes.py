@@ -13,6 +13,7 @@ KINDS = {
     "bool": "true or false",
     "str": "text",
     "list": "a list, as [a,b]",
+    "tuple": "a list, as [a,b]",
     "dict": 'names and values, as {"a": 1}',
 }
 

@@ -82,16 +82,15 @@ def taken(rows: Any, places: np.ndarray) -> Any:
 def _named(data: str, options: ReadingOptions) -> Any:
     """A frame, an array, or a `Dataset`."""
     path = Path(data)
+    is_csv = path.name.lower().endswith(CSV)
+    if not is_csv and (options.missing or options.names):
+        raise OptionError(f"missing, names: got them for {data}, expected a .csv file, which they are of")
     if path.suffix or path.exists():
         if options.part == "test":
-            raise OptionError(
-                f"part: got 'test' of {data}, expected it of a data set that is published with a test part"
-            )
-        if str(path).lower().endswith(CSV):
-            return read_csv(path, missing=_texts(options.missing), names=list(options.names) or None)
-        if options.missing or options.names:
-            raise OptionError(f"missing, names: got them for {data}, expected a .csv file, which they are of")
-        return contents(path)
+            raise OptionError(f"part: got 'test' of {data}, expected the name of a data set that is published with one")
+        if not is_csv:
+            return contents(path)
+        return read_csv(path, missing=_texts(options.missing), names=list(options.names) or None)
     known = [name for name, _, _ in datasets.names()]
     try:
         found = datasets.load(data)
