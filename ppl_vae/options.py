@@ -112,9 +112,9 @@ class ReadingOptions:
         part: which rows, as 1/3: the first third of a random order, always the same; test: those published to test on.
     """
 
-    missing: tuple[str, ...] | str = ()
+    missing: tuple[int | float | str, ...] | int | float | str = ()
     names: tuple[str, ...] = ()
     drop: tuple[str, ...] = ()
     labels: str | None = None
-    normal: tuple[str, ...] | str = "0"
+    normal: tuple[int | float | str, ...] | int | float | str = 0
     part: str | None = None

@@ -529,12 +529,17 @@ def _in_parts(
 ) -> dict[str, Any]:
     from ppl_vae.errors import whole
     from ppl_vae.use.engines import processes
+    from ppl_vae.use.reading import texts
 
     if asked := [name for name in ("drop", "labels", "part") if getattr(reading, name)]:
         raise OptionError(f"{asked[0]}: got it with --shards, expected files of the model's own columns")
-    words = [reading.missing] if isinstance(reading.missing, str) else reading.missing
     engine = processes(jobs) if whole("jobs", jobs) > 1 else map
-    options |= {"missing": words, "names": reading.names or None, "map": engine, "progress": _bars(quiet)}
+    options |= {
+        "missing": texts(reading.missing),
+        "names": reading.names or None,
+        "map": engine,
+        "progress": _bars(quiet),
+    }
     found = work(model, data, shards, **options)
     print(f"wrote {found!r}")
     return {"out": shards, "rows": found.rows, "parts": len(found.parts)}

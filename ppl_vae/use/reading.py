@@ -58,7 +58,7 @@ def read_rows(data: str, options: ReadingOptions) -> Rows:
     n = len(found.x if hasattr(found, "x") else found)
     if labels is not None and labels.shape != (n,):
         raise DataError(f"labels: got shape {labels.shape}, expected one for each of {n} rows")
-    rows = Rows(found, np.arange(n), labels, None if labels is None else ~_is_one_of(labels, _texts(options.normal)))
+    rows = Rows(found, np.arange(n), labels, None if labels is None else ~_is_one_of(labels, texts(options.normal)))
     return rows if options.part in (None, "test") else rows.at(_part(options.part, n))
 
 
@@ -90,7 +90,7 @@ def _named(data: str, options: ReadingOptions) -> Any:
             raise OptionError(f"part: got 'test' of {data}, expected the name of a data set that is published with one")
         if not is_csv:
             return contents(path)
-        return read_csv(path, missing=_texts(options.missing), names=list(options.names) or None)
+        return read_csv(path, missing=texts(options.missing), names=list(options.names) or None)
     known = [name for name, _, _ in datasets.names()]
     try:
         found = datasets.load(data)
@@ -163,8 +163,11 @@ def _part(part: str | None, n: int) -> np.ndarray:
     return np.sort(order[k - 1 :: m])
 
 
-def _texts(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value)
+def texts(value: Any) -> list[str]:
+    """One text or several, as texts."""
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):  # YAML could make no list of it
+        raise OptionError(f"got {value!r}, expected a list as [a,b], with signs such as ? in quotes")
+    return [str(one) for one in (value if isinstance(value, list | tuple) else [value])]
 
 
 def frame_of(data: Any, names: tuple[str, ...]) -> Any:

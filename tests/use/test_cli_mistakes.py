@@ -30,6 +30,7 @@ MISTAKES = {
     "fit digits --out m --part 4/3": "part: got '4/3', expected one as 1/3 (the first of three), or test",
     "fit digits --out m --part test": "part: got 'test' of digits, which is published without one; expected one as 1/3",
     "fit digits --out m --missing ?": "missing, names: got them for digits, expected a .csv file",
+    "fit t.csv --out m --missing [?,-1]": "got '[?,-1]', expected a list as [a,b], with signs such as ? in quotes",
     "score m digits --out s.txt": "out: got 's.txt', expected a name that ends in .csv, .parquet, .npz or .npy",
     "score m digits --shards p --part 1/3": "part: got it with --shards, expected files of the model's own columns",
     "draw m --kind manifld --out a.png": "kind: got 'manifld', expected one of 'manifold',",
