@@ -52,9 +52,9 @@ dist:
 	$(USER)/bin/python -m build --outdir dist . >/dev/null
 	$(USER)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt dist/*.whl mypy
 	ls -l dist
-	cp tests/user/program.py $(USER) && cd $(USER) && bin/python --version && bin/python -W error program.py
-	cd $(USER) && bin/ppl-vae --version && bin/mypy --strict program.py
-	cd $(USER) && ! bin/mypy -c 'import ppl_vae as pv; pv.fit(1, 2, epochs="3")' >wrong && grep '"epochs"' wrong
+	cp tests/user/program.py $(USER) && cd $(USER) && bin/python --version && bin/python -I -W error program.py
+	cd $(USER) && bin/ppl-vae --version && bin/mypy --config-file= --strict program.py
+	cd $(USER) && ! bin/mypy --config-file= -c 'import ppl_vae as pv; pv.fit(1, 2, epochs="3")' >wrong && grep '"epochs"' wrong
 	rm -rf $(USER)
 
 bench:
