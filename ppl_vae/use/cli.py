@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import typing
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, fields
@@ -25,7 +26,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
-from ppl_vae.errors import OptionError, PplVaeError
+from ppl_vae.errors import OptionError, PplVaeError, whole
 from ppl_vae.options import FitOptions, ModelOptions, ReadingOptions
 from ppl_vae.use.mistakes import told
 
@@ -331,7 +332,6 @@ def compare(experiment: str, out: str, jobs: int, retry: bool, quiet: bool) -> d
     import torch
 
     from ppl_vae.criticism.compare import compare as run
-    from ppl_vae.errors import whole
     from ppl_vae.use.experiment import experiment as read
 
     plan, folder, jobs = read(experiment), Path(out), whole("jobs", jobs)
@@ -527,7 +527,6 @@ def _in_parts(
     reading: ReadingOptions,
     **options: Any,
 ) -> dict[str, Any]:
-    from ppl_vae.errors import whole
     from ppl_vae.use.engines import processes
     from ppl_vae.use.reading import texts
 
@@ -601,6 +600,15 @@ class Command(ArgumentParser):
         self.add_argument(name, type=str, nargs="?", help=text)
 
 
+class Seed(Action):
+    """One number for both seeds of a fit: that of the weights, and that of all that comes after."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        cfg["model.seed"] = cfg["fit.seed"] = whole(
+            "seed", int(values) if re.fullmatch(r"-?\d+", values) else values, None
+        )
+
+
 class Config(ActionConfigFile):
     """A file of options; jsonargparse would read YAML only, and no arguments by position."""
 
@@ -649,7 +657,10 @@ def _fit_arguments(one: Command) -> None:
     one.add_argument("--scores", action="store_true", help="also score these rows, into scores.csv")
     one.add_argument("--imputations", action="store_true", help="also fill their missing cells, into imputed.csv")
     one.add_argument(
-        "--log", type=list[str] | str, default=[], help="also write each epoch: jsonl | tensorboard | [both]"
+        "--log",
+        type=list[str] | str,
+        default=[],
+        help="also write each epoch: jsonl | tensorboard | [jsonl,tensorboard]",
     )
     _add_device(one)
     _add_reading(one)
@@ -658,6 +669,9 @@ def _fit_arguments(one: Command) -> None:
     text = 'options of prior, likelihood, posterior and nets, as {"components": 20}'
     one.add_argument("--parts", type=values, default={}, help=text)
     _add_options(one, "fit.", FitOptions)
+    one.add_argument(
+        "--seed", action=Seed, dest=SUPPRESS, default=SUPPRESS, metavar="SEED", help="of both: model.seed and fit.seed"
+    )
     one.add_argument("--objective_options", type=values, default={}, help='of the objective, as {"alpha": 0.3}')
     _add_common(one)
 

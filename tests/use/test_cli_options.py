@@ -98,6 +98,13 @@ def test_the_objective_has_options(run: Run, table: Path) -> None:
     assert code == 2 and "alpha" in err
 
 
+def test_one_seed_for_weights_and_fit(run: Run, table: Path) -> None:
+    assert run("fit", str(table), "--out", "m", *SMALL, "--seed", "7")[0] == 0
+    written = json.loads(Path("m/options.json").read_text())
+    assert (written["model"]["seed"], written["fit"]["seed"]) == (7, 7)
+    assert "seed: got 'x', expected a whole number" in run("fit", str(table), "--out", "m", "--seed", "x")[2]
+
+
 # ---- rows
 
 
