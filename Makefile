@@ -1,4 +1,4 @@
-# make install | demo | test | docs | arviz1 | bench | clean.  Another interpreter: make install PYTHON=python3.12
+# make install | demo | test | docs | arviz1 | dist | bench | clean.  Another interpreter: make install PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +14,7 @@ NEWER ?= $(shell for python in python3.14 python3.13 python3.12 $(wildcard $(HOM
 	$$python -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))" 2>/dev/null && echo $$python && break; done)
 ARVIZ1 := .venv-arviz1
 
-.PHONY: install demo test docs arviz1 bench clean
+.PHONY: install demo test docs arviz1 dist bench clean
 
 install: $(STAMP)
 
@@ -51,10 +51,25 @@ docs: .venv/.docs
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
 
+# Source and wheel; the wheel goes into an environment of its own, where a user's program is run and its types are checked, of
+# which a wrong one has to be found. For each Python: make dist PYTHON=python3.12
+USER := .venv-dist
+dist:
+	rm -rf dist $(USER)
+	$(PYTHON) -m venv $(USER)
+	$(USER)/bin/python -m pip install -qq --disable-pip-version-check build
+	$(USER)/bin/python -m build --outdir dist . >/dev/null
+	$(USER)/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt dist/*.whl mypy
+	ls -l dist
+	cp tests/user/program.py $(USER) && cd $(USER) && bin/python --version && bin/python -I -W error program.py
+	cd $(USER) && bin/ppl-vae --version && bin/mypy --config-file= --strict program.py
+	cd $(USER) && ! bin/mypy --config-file= -c 'import ppl_vae as pv; pv.fit(1, 2, epochs="3")' >wrong && grep '"epochs"' wrong
+	rm -rf $(USER)
+
 bench:
 	@echo "Run one with: $(BIN)/python <script>"
 	@ls benchmarks/*.py 2>/dev/null || echo "(no scripts yet)"
 
 clean:
-	rm -rf .venv $(ARVIZ1) dist docs/_build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv $(ARVIZ1) $(USER) dist docs/_build .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from ppl_vae.errors import OptionError as OptionError
     from ppl_vae.errors import PplVaeError as PplVaeError
     from ppl_vae.errors import ProgramError as ProgramError
+    from ppl_vae.infer import callbacks as callbacks
     from ppl_vae.infer.draws import Draws as Draws
     from ppl_vae.infer.draws import draws as draws
     from ppl_vae.infer.ensemble import Ensemble as Ensemble
@@ -128,7 +129,12 @@ _HOMES = {
     "use.scale": "Manifest impute_files score_files",
     "use.store": "load save",
 }
-_MODULES = {"datasets": "data.datasets", "plots": "criticism.plots", "testing": "testing"}
+_MODULES = {
+    "callbacks": "infer.callbacks",
+    "datasets": "data.datasets",
+    "plots": "criticism.plots",
+    "testing": "testing",
+}
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = sorted([*_PUBLIC, *_MODULES])

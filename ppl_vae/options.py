@@ -73,6 +73,7 @@ class FitOptions:
         checkpoint: a folder to keep the fit's state in, and to go on from.
         checkpoint_seconds: how often.
         checkpoint_steps: how often, in steps.
+        distributed: share each batch among the processes that torchrun started.
     """
 
     objective: str = "elbo"
@@ -95,3 +96,25 @@ class FitOptions:
     checkpoint: str | None = None
     checkpoint_seconds: float = 60.0
     checkpoint_steps: int | None = None
+    distributed: bool = False
+
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How the command line reads rows.
+
+    Attributes:
+        missing: texts of a CSV file that stand for a missing cell, as "?".
+        names: column names of a CSV file without a first line of them.
+        drop: columns that are not read.
+        labels: a column (an .npz file's array, a data set's y) that is no data, but tells normal rows from anomalous ones.
+        normal: the label of normal rows, or several, as [a,b]; rows of all others are anomalous.
+        part: which rows, as 1/3: the first third of a random order, always the same; test: those published to test on.
+    """
+
+    missing: tuple[int | float | str, ...] | int | float | str = ()
+    names: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    labels: str | None = None
+    normal: tuple[int | float | str, ...] | int | float | str = 0
+    part: str | None = None

@@ -49,9 +49,13 @@ class Imputed:
     _cells: Cells = field(default_factory=dict)
     _names: tuple[str, ...] = ()
 
+    @property
+    def cells(self) -> int:
+        """How many there were to fill."""
+        return sum(len(rows) for rows, _ in self._cells.values())
+
     def __repr__(self) -> str:
-        cells = sum(len(rows) for rows, _ in self._cells.values())
-        return f"Imputed({cells} cells of {len(self.ess)} rows, {self.num_draws} draws)"
+        return f"Imputed({self.cells} cells of {len(self.ess)} rows, {self.num_draws} draws)"
 
     def completed(self, m: int) -> Any:
         """One completed table.

@@ -119,7 +119,9 @@ def fit_many(
 
 PAYS = 10_000
 """Steps of all fits from which on a graph of them, some 20 seconds, is won back."""
-NOT_OF_A_RUN = ("lr", "seed", "progress", "compiled", "checkpoint", "checkpoint_seconds", "checkpoint_steps")
+NOT_OF_A_RUN = (
+    "lr", "seed", "progress", "compiled", "checkpoint", "checkpoint_seconds", "checkpoint_steps", "distributed",
+)  # fmt: skip
 
 
 def _each(name: str, values: Any, m: int) -> list[Any]:

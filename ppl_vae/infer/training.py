@@ -49,7 +49,7 @@ def fit(
     checkpoint: str | PathLike | None = Default.checkpoint,
     checkpoint_seconds: float = Default.checkpoint_seconds,
     checkpoint_steps: int | None = Default.checkpoint_steps,
-    distributed: bool = False,
+    distributed: bool = Default.distributed,
 ) -> History:
     """Fit model and guide to data by stochastic variational inference; goes on from where the model stands.
 

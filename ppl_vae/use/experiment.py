@@ -1,6 +1,5 @@
-"""A comparison as a file: YAML in names and numbers to candidates, data and the arguments of `compare`."""
+"""A comparison as a file: YAML, JSON or TOML in names and numbers to candidates, data and the arguments of `compare`."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import product
@@ -8,14 +7,14 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from ppl_vae.criticism.compare import Candidate
-from ppl_vae.data.tables import like, read, read_csv
+from ppl_vae.data.tables import read
 from ppl_vae.errors import OptionError, PplVaeError, first_line, number, whole
-from ppl_vae.files import read_bytes
 from ppl_vae.model.build import build
 from ppl_vae.options import ModelOptions
+from ppl_vae.use.configuration import read_options
+from ppl_vae.use.reading import loaded, taken
 
 OWN = ("model", "objective", "posterior", "fit")
 """What a candidate may set, and what stands for all of them where it does not."""
@@ -59,11 +58,11 @@ class Experiment(NamedTuple):
         share = self.test
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
             raise OptionError(f"test: got {share!r}, expected a share in (0, 1) of these rows, or a file")
-        rows = _loaded(rows)
+        rows = loaded(rows)
         n = len(read(rows).values)
         order = np.random.default_rng(self.split_seed).permutation(n)
         cut = max(1, round(share * n))
-        return _taken(rows, np.sort(order[cut:])), _taken(rows, np.sort(order[:cut]))
+        return taken(rows, np.sort(order[cut:])), taken(rows, np.sort(order[:cut]))
 
     def candidates(self, train: Any) -> dict[str, Candidate]:
         """The candidates, each of whose models can be built.
@@ -109,12 +108,7 @@ def experiment(path: str | PathLike) -> Experiment:
 
     Raises: OptionError naming the key; MissingFileError.
     """
-    text = read_bytes(path)
-    try:
-        content = yaml.load(text, Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path}: not the YAML expected: {' '.join(str(error).split())}") from error
-    content = _mapping(str(path), content, KEYS)
+    content = _mapping(str(path), read_options(path), KEYS)
     common = _spec("the experiment", {key: content[key] for key in OWN if key in content})
     names = _mapping("candidates", content.get("candidates", {"": {}}))
     points = _points(_mapping("grid", content.get("grid", {})))
@@ -139,22 +133,6 @@ def experiment(path: str | PathLike) -> Experiment:
         specs,
         settings | {"seeds": [whole("seeds", seed, None) for seed in _list("seeds", content.get("seeds", [0, 1, 2]))]},
     )
-
-
-class Loader(yaml.SafeLoader):
-    """YAML's plain values only; a key that stands twice is an error, and 1e-3 a number as in YAML 1.2."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"), list("-+.0123456789")
-)
 
 
 # ---- what stands in the file
@@ -238,31 +216,3 @@ def _texts(where: str, value: Any) -> list[str]:
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-# ---- rows
-
-
-def _loaded(rows: Any) -> Any:
-    """A file's content as a frame or an array, other data as they are."""
-    if not isinstance(rows, str | PathLike):
-        return rows
-    name = str(rows).lower()
-    if name.endswith((".csv", ".csv.gz")):
-        return read_csv(rows)
-    if name.endswith(".parquet"):
-        import pandas as pd
-
-        return pd.read_parquet(rows)
-    table = read(rows)
-    return like(table.values, table.kind, table.names, table.shape)
-
-
-def _taken(rows: Any, numbers: np.ndarray) -> Any:
-    """Some rows, as data of the same kind."""
-    if hasattr(rows, "iloc"):
-        return rows.iloc[numbers].reset_index(drop=True)
-    if hasattr(rows, "x"):
-        y = getattr(rows, "y", None)
-        return rows._replace(x=_taken(rows.x, numbers), y=None if y is None else y[numbers])
-    return rows[numbers]

@@ -20,30 +20,9 @@ from ppl_vae.criticism.diagnostics import diagnose
 from ppl_vae.criticism.scores import SCORES
 from ppl_vae.use import cli
 from ppl_vae.use.demo import demo
+from ppl_vae.use.pictures import PICTURES
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `main` in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*argv: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = cli.main(list(argv))
-        return code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def table(tmp_path: Path) -> Path:
-    """A CSV file of 60 rows."""
-    path = tmp_path / "table.csv"
-    x = np.random.RandomState(0).randn(60, 3)
-    pd.DataFrame(x, columns=["a", "b", "c"]).to_csv(path, index=False)
-    return path
 
 
 SMALL = ("--model.latent", "2", "--model.hidden", "[8]", "--fit.epochs", "2")
@@ -167,6 +146,8 @@ def test_parts_lists_every_name(run: Run) -> None:
         "likelihood": pv.likelihoods(),
         "posterior": pv.posteriors(),
         "objective": pv.objectives(),
+        "score": SCORES,
+        "picture": PICTURES,
     }
     assert listed == {(kind, name) for kind, names in kinds.items() for name in names}
 
@@ -305,7 +286,7 @@ def test_help_names_every_choice_and_its_default(run: Run) -> None:
         (("fit", "hole.csv", "--out", "m"), "column 'b': got nan in row 1"),
         (("fit", "TABLE", "--out", "m", "--config", "nowhere.json"), "nowhere.json"),
         (("score", "nowhere", "TABLE"), "nowhere/model.json"),
-        (("score", "nowhere", "TABLE", "--out", "scores.parquet"), "ends in .csv"),
+        (("score", "nowhere", "TABLE", "--out", "scores.txt"), "ends in .csv, .parquet, .npz or .npy"),
         (("sample", "nowhere"), "nowhere/model.json"),
         (("diagnose", "nowhere", "TABLE"), "nowhere/model.json"),
         (("compare", "nowhere.yaml", "--out", "x"), "nowhere.yaml: no such file"),

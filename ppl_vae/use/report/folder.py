@@ -1,6 +1,7 @@
 """The report of a folder that `ppl-vae fit`, `compare` or `demo` wrote."""
 
 import json
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from ppl_vae.data.tables import opened
 from ppl_vae.errors import DataError, MissingFileError, OptionError
 from ppl_vae.files import from_json, read_bytes
 from ppl_vae.infer.history import History
+from ppl_vae.options import ReadingOptions
+from ppl_vae.use.reading import Rows, read_rows
 from ppl_vae.use.report.page import report
 from ppl_vae.use.store import MODEL_FILE, load
 
 
-def of_folder(folder: str | PathLike, data: Any = None, path: str | PathLike | None = None, **options: Any) -> Path:
+def of_folder(
+    folder: str | PathLike, rows: Rows | None = None, path: str | PathLike | None = None, **options: Any
+) -> Path:
     """Write the report of a folder.
 
     What is read, where it is there: model.json or model/; plane/, a second model to explore; calibration/; history.csv;
@@ -22,7 +27,7 @@ def of_folder(folder: str | PathLike, data: Any = None, path: str | PathLike | N
 
     Args:
         folder: of a fit, a comparison or the demo.
-        data: rows for the model; None takes those that options.json names under "data".
+        rows: for the model; None takes those that options.json names under "data", read as it says.
         path: the file; None: report.html in the folder.
         options: `title`, `labels`, `contamination`, `num_draws` and `seed` of `report`.
 
@@ -41,7 +46,10 @@ def of_folder(folder: str | PathLike, data: Any = None, path: str | PathLike | N
     title = told.pop("title", None)
     found["title"] = found.get("title") or title
     if models:
-        found["data"] = _rows(folder, told, data)
+        rows = _rows(folder, told) if rows is None else rows
+        found["data"] = rows.data
+        if rows.labels is not None:
+            found["labels"] = rows.labels
         found["vae"] = load(models[0])
         if isinstance(found["vae"], Calibration):
             found |= {"calibration": found["vae"], "vae": found["vae"].folds[0].vae}
@@ -56,21 +64,16 @@ def of_folder(folder: str | PathLike, data: Any = None, path: str | PathLike | N
     return report(**found, options=kept if models else _json(folder / "settings.json"))
 
 
-def _rows(folder: Path, told: dict[str, Any], data: Any) -> Any:
-    """Rows by path, by the path in the folder, or by a data set's name."""
-    from ppl_vae.data.datasets import load as dataset
-
-    data = told.get("data") if data is None else data
-    if data is None:
+def _rows(folder: Path, told: dict[str, Any]) -> Rows:
+    """The rows that options.json names: by path, by the path in the folder, or by a data set's name."""
+    if "data" not in told:
         raise OptionError(
             f"data: got none, and {folder / 'options.json'} names none; expected --data, a file or the name of a data set"
         )
-    if not isinstance(data, str | PathLike):
-        return data
-    for place in (Path(data), folder / data):
-        if place.is_file():
-            return place
-    return Path(data) if Path(data).suffix else dataset(str(data))
+    names = [field.name for field in fields(ReadingOptions) if field.name in told]
+    asked: dict[str, Any] = {name: tuple(told[name]) if isinstance(told[name], list) else told[name] for name in names}
+    inside = folder / told["data"]
+    return read_rows(str(inside if inside.is_file() else told["data"]), ReadingOptions(**asked))
 
 
 def _history(file: Path) -> History:
