@@ -37,8 +37,8 @@ CHECKED, CHECKED_CELLS, DATASETS = 300, 40_000, 100
 """Rows that the checks look at, and their cells, but of 50 rows in any case; data sets that are drawn."""
 CHECKS = ("active_units", "collapse", "kl", "information", "rate_distortion", "evidence", "predictive")
 """Those that take seconds."""
-SHOWN, EXPLAINED = 10, 3000
-"""Rows that are shown as the most anomalous, and how many cells of them are explained."""
+SHOWN, EXPLAINED = 10, 700_000
+"""Rows that are shown as the most anomalous; those of them that are explained, times their cells squared: a row of MNIST."""
 STATISTICS, PICTURES, LEVELS = 12, 9, 8
 """Lines, columns and levels of the predictive checks."""
 LINES = 100
@@ -390,7 +390,7 @@ def anomalous(asked: Asked) -> dict[str, Any]:
     """Rows of lowest score with the columns whose repair gains most."""
     order = np.argsort(asked.scores.values, kind="stable")[:SHOWN]
     width, image = len(own_names(asked.vae, asked.frame)), image_shape(asked.vae.schema)
-    explained = order[: EXPLAINED // width]
+    explained = order[: EXPLAINED // width**2]
     rows: list[dict[str, Any]] = [
         {
             "row": int(asked.rows[row]),
@@ -411,7 +411,7 @@ def anomalous(asked: Asked) -> dict[str, Any]:
     except PplVaeError as error:
         words = f"Reasons are not shown: {first_line(error)}"
     if not words and len(explained) < len(order):
-        words = f"Rows have {width} cells, so that only the first {len(explained)} are explained."
+        words = f"Of {width} cells each, {len(explained)} of these rows are explained."
     if image:
         values = own_values(asked.vae, asked.frame)
         shown = pixels(values[order], image, limits(values))
