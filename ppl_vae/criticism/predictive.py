@@ -1,6 +1,7 @@
 """What a fitted model predicts: new rows, reconstructions, codes, and paths through the latent space."""
 
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from ppl_vae.data.tables import FRAMES, frame_like, read
+from ppl_vae.data.tables import FRAMES, frame_like, opened, read
 from ppl_vae.errors import OptionError, whole
 from ppl_vae.infer.draws import batch_of, believe, each_block, likelihood_mean, shared_key
 from ppl_vae.infer.noise import Keyed
@@ -436,6 +437,9 @@ def as_frame(data: Any) -> Any:
     """Rows as a pandas data frame."""
     import pandas as pd
 
+    data = opened(data) if isinstance(data, str | PathLike) else data
+    while not hasattr(data, "columns") and hasattr(data, "x"):  # of a data set, or of rows that were drawn
+        data = data.x
     if isinstance(data, pd.DataFrame):
         return data
     if hasattr(data, "to_pandas"):

@@ -415,14 +415,6 @@ def _open(path: Path, readers: Mapping[str, Callable[[Path], Any]], use: Callabl
     raise MissingFileError(f"file {path}: got nothing there, expected a {ending} file")
 
 
-def contents(path: str | os.PathLike[str]) -> Any:
-    """A file's content before it is made numbers: a pandas DataFrame, or an array.
-
-    Raises: DataError, MissingFileError.
-    """
-    return _open(Path(path), _READERS)
-
-
 def _npy(path: Path) -> np.ndarray:
     with path.open("rb") as file:
         return np.lib.format.read_array(file, allow_pickle=False)

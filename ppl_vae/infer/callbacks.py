@@ -104,6 +104,8 @@ def callbacks(names: str | Iterable[str], folder: str | PathLike) -> list[Callab
         names: one, or several, of `CALLBACKS`.
         folder: to write log.jsonl, or the folder tensorboard, to.
 
+    Returns: one for each name.
+
     Raises: OptionError.
     """
     return [choose("log", name, CALLBACKS)(Path(folder)) for name in ([names] if isinstance(names, str) else names)]

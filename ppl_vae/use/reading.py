@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_vae.data import datasets
-from ppl_vae.data.tables import contents, read, read_csv
+from ppl_vae.data.tables import opened, read, read_csv
 from ppl_vae.errors import DataError, OptionError
 from ppl_vae.options import ReadingOptions
 from ppl_vae.use.mistakes import nearest
@@ -66,7 +66,7 @@ def loaded(rows: Any) -> Any:
     """A file's content as a frame or an array, other data as they are."""
     if not isinstance(rows, str | PathLike):
         return rows
-    return read_csv(rows) if str(rows).lower().endswith(CSV) else contents(rows)
+    return read_csv(rows) if str(rows).lower().endswith(CSV) else opened(rows)
 
 
 def taken(rows: Any, places: np.ndarray) -> Any:
@@ -85,11 +85,11 @@ def _named(data: str, options: ReadingOptions) -> Any:
     is_csv = path.name.lower().endswith(CSV)
     if not is_csv and (options.missing or options.names):
         raise OptionError(f"missing, names: got them for {data}, expected a .csv file, which they are of")
-    if path.suffix or path.exists():
+    if path.suffix or path.is_file():
         if options.part == "test":
             raise OptionError(f"part: got 'test' of {data}, expected the name of a data set that is published with one")
         if not is_csv:
-            return contents(path)
+            return opened(path)
         return read_csv(path, missing=texts(options.missing), names=list(options.names) or None)
     known = [name for name, _, _ in datasets.names()]
     try:

@@ -104,6 +104,16 @@ def test_a_subset_by_name_and_a_subset_of_rows(ppca):
         some["pit"]
 
 
+def test_some_rows_of_a_file_are_those_of_its_frame(tmp_path):
+    """Texts stay texts where only some of the rows are looked at."""
+    frame = pd.DataFrame({"a": X[:, 0], "kind": np.where(X[:, 1] > 0, "u", "v")})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    vae = pv.build(frame, latent=1, hidden=(4,), likelihood="infer")
+    data = pv.Dataset(frame, None, pv.Schema.fit(X), "t")
+    found = [diagnose(vae, rows, checks="kl", rows=40, num_draws=50) for rows in (frame, tmp_path / "t.csv", data)]
+    assert found[0].table.equals(found[1].table) and found[0].table.equals(found[2].table)
+
+
 def test_a_guide_that_is_too_narrow_is_found_out(ppca):
     narrow = PPCA(2).fit(X)
     narrow.encoder.scale *= 0.5

@@ -17,7 +17,6 @@ from ppl_vae.criticism.checks import spaced
 from ppl_vae.criticism.comparison import Comparison
 from ppl_vae.criticism.diagnostics import Diagnosis
 from ppl_vae.criticism.predictive import as_frame
-from ppl_vae.data.tables import opened
 from ppl_vae.errors import OptionError, PplVaeError, first_line, number, whole
 from ppl_vae.files import write_text
 from ppl_vae.infer.draws import batch_of
@@ -140,9 +139,7 @@ def _asked(
 ) -> of.Asked:
     """The rows as a frame, so many of them as are looked at."""
     labels = _labels(data) if labels is None else labels
-    while not hasattr(data, "columns") and hasattr(data, "x"):
-        data = data.x
-    frame = as_frame(opened(data) if isinstance(data, str | PathLike) else data).reset_index(drop=True)
+    frame = as_frame(data).reset_index(drop=True)
     batch_of(vae, frame, minimum_rows=2)
     if labels is not None:
         labels = np.asarray(labels)
