@@ -4,13 +4,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 import ppl_vae as pv
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def test_importing_the_package_imports_nothing_heavy():
@@ -31,24 +30,25 @@ def test_an_unknown_name_is_an_attribute_error():
         pv.fitt  # noqa: B018
 
 
-def code_blocks():
-    return [block.split("```")[0] for block in README.read_text().split("```python\n")[1:]]
+def code_blocks(page):
+    return [block.split("```")[0] for block in page.read_text().split("```python\n")[1:]]
 
 
 def test_the_readmes_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    first, second, check = code_blocks()
+    (code,) = code_blocks(ROOT / "README.md")
     names: dict = {}
-    exec(first.replace("epochs=100", "epochs=100, progress=False"), names)
+    exec(code.replace("epochs=100", "epochs=100, progress=False"), names)
     assert 0 <= float(capsys.readouterr().out) <= 1
     assert names["history"]["bound"][-1] > names["history"]["bound"][0]
     assert (tmp_path / "runs" / "digits" / "model.json").exists()
 
-    table = pd.DataFrame(np.random.RandomState(0).randn(50, 4) * [1, 10, 100, 1000], columns=list("abcd"))
-    own = {"pv": pv, "table": table}
-    exec(second, own)
-    exec(check, own)
-    vae = own["vae"]
+
+def test_the_guides_parts_of_ones_own_are_trained():
+    own: dict = {}
+    for code in code_blocks(ROOT / "docs" / "guide.md"):
+        exec(code, own)
+    vae, table = own["vae"], own["table"]
     before = [p.detach().clone() for p in vae.parameters()]
     pv.fit(vae, table, epochs=2, progress=False)
     assert len(before) == 4 and all(not torch.equal(a, b) for a, b in zip(before, vae.parameters()))
