@@ -106,7 +106,7 @@ def demo(out: str | PathLike, anomaly: int = 8, seed: int = 0, epochs: int = 60)
     write_text(folder / "table.csv", csv_table(results))
     write_text(folder / "scores.csv", csv_scores(rows, results))
     write_bytes(folder / "test.npz", _npz(x=rows.test.x, y=rows.test.y))
-    write_text(folder / "options.json", to_json(told(anomaly, sizes, seed, epochs)))
+    write_text(folder / "report.json", to_json(told(anomaly, sizes, seed, epochs)))
     pictures = drawn(models, rows, results, threshold, seed)
     for name, picture in pictures.items():
         write_bytes(folder / f"{name}.png", _png(picture))

@@ -6,6 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppl_vae.criticism.calibration import Calibration
 from ppl_vae.data.tables import opened
 from ppl_vae.errors import DataError, MissingFileError, OptionError
@@ -16,6 +18,9 @@ from ppl_vae.use.reading import Rows, read_rows
 from ppl_vae.use.report.page import report
 from ppl_vae.use.store import MODEL_FILE, load
 
+SHOWN = ("data", "part", "labels", "drop", "fit", "objective_options", "task")
+"""Of what the two files of options tell: the model itself tells how it was built."""
+
 
 def of_folder(
     folder: str | PathLike, rows: Rows | None = None, path: str | PathLike | None = None, **options: Any
@@ -23,7 +28,7 @@ def of_folder(
     """Write the report of a folder.
 
     What is read, where it is there: model.json or model/; plane/, a second model to explore; calibration/; history.csv;
-    options.json; table.csv, the table of a comparison, and its settings.json.
+    options.json, and report.json, which goes before it; table.csv, the table of a comparison, and its settings.json.
 
     Args:
         folder: of a fit, a comparison or the demo.
@@ -42,7 +47,8 @@ def of_folder(
         raise MissingFileError(
             f"{folder}: got neither a model nor a table.csv there, expected the folder of a fit, a comparison or the demo"
         )
-    told, found = _json(folder / "options.json"), {"path": folder / "report.html" if path is None else path, **options}
+    told = _json(folder / "options.json") | _json(folder / "report.json")
+    found: dict[str, Any] = {"path": folder / "report.html" if path is None else path, **options}
     title = told.pop("title", None)
     found["title"] = found.get("title") or title
     if models:
@@ -60,7 +66,7 @@ def of_folder(
             found["history"] = _history(folder / "history.csv")
     if table.is_file():
         found["comparison"] = opened(table)
-    kept = {name: value for name, value in told.items() if name not in ("model", "parts")}
+    kept = {name: told[name] for name in SHOWN if told.get(name)}
     return report(**found, options=kept if models else _json(folder / "settings.json"))
 
 
@@ -72,8 +78,11 @@ def _rows(folder: Path, told: dict[str, Any]) -> Rows:
         )
     names = [field.name for field in fields(ReadingOptions) if field.name in told]
     asked: dict[str, Any] = {name: tuple(told[name]) if isinstance(told[name], list) else told[name] for name in names}
-    inside = folder / told["data"]
-    return read_rows(str(inside if inside.is_file() else told["data"]), ReadingOptions(**asked))
+    inside, reading = folder / told["data"], ReadingOptions(**asked)
+    name = str(inside if inside.is_file() else told["data"])
+    if reading == ReadingOptions() and Path(name).is_file():  # whose labels, if it has any, the report finds
+        return Rows(Path(name), np.empty(0))
+    return read_rows(name, reading)
 
 
 def _history(file: Path) -> History:
