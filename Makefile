@@ -1,4 +1,4 @@
-# make install | demo | test | arviz1 | bench | clean.  Another interpreter: make install PYTHON=python3.12
+# make install | demo | test | arviz1 | notebooks | bench | clean.  Another interpreter: make install PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +14,7 @@ NEWER ?= $(shell for python in python3.14 python3.13 python3.12 $(wildcard $(HOM
 	$$python -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))" 2>/dev/null && echo $$python && break; done)
 ARVIZ1 := .venv-arviz1
 
-.PHONY: install demo test arviz1 bench clean
+.PHONY: install demo test arviz1 notebooks bench clean
 
 install: $(STAMP)
 
@@ -41,6 +41,10 @@ arviz1:
 		$(ARVIZ1)/bin/python -m pip install -qq --disable-pip-version-check --retries 1 -r constraints-arviz1.txt; \
 	then touch $(ARVIZ1)/.installed; \
 	else echo "ArviZ 1.x could not be installed, and is not tested"; fi
+
+# At full size and in place, with the real data: minutes each. The tests run them at small size, and change no file.
+notebooks: install
+	$(BIN)/python notebooks/execute.py
 
 bench:
 	@echo "Run one with: $(BIN)/python <script>"
