@@ -1,4 +1,4 @@
-# make install | demo | test | docs | arviz1 | dist | bench | clean.  Another interpreter: make install PYTHON=python3.12
+# make install | demo | test | docs | notebooks | arviz1 | dist | bench | clean.  Another interpreter: make install PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -14,7 +14,7 @@ NEWER ?= $(shell for python in python3.14 python3.13 python3.12 $(wildcard $(HOM
 	$$python -c "import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 12))" 2>/dev/null && echo $$python && break; done)
 ARVIZ1 := .venv-arviz1
 
-.PHONY: install demo test docs arviz1 dist bench clean
+.PHONY: install demo test docs notebooks arviz1 dist bench clean
 
 install: $(STAMP)
 
@@ -65,6 +65,10 @@ dist:
 	cd $(USER) && bin/ppl-vae --version && bin/mypy --config-file= --strict program.py
 	cd $(USER) && ! bin/mypy --config-file= -c 'import ppl_vae as pv; pv.fit(1, 2, epochs="3")' >wrong && grep '"epochs"' wrong
 	rm -rf $(USER)
+
+# At full size and in place, with the real data: minutes each. The tests run them at small size, and change no file.
+notebooks: install
+	$(BIN)/python notebooks/execute.py
 
 bench:
 	@echo "Run one with: $(BIN)/python <script>"
