@@ -98,7 +98,7 @@ def _run(command: str, given: dict[str, Any]) -> None:
     with _silence(given.get("quiet") or given.get("json") or not first):
         figures = call(**{name: asked[name] for name in inspect.signature(call).parameters})
     if first:
-        _record(given)
+        _record(given, figures)
         if given.get("json"):
             print(json.dumps(_plain(figures or {}), allow_nan=False))
 
@@ -112,9 +112,9 @@ def _silence(wanted: Any) -> Iterator[None]:
         yield
 
 
-def _record(given: dict[str, Any]) -> None:
+def _record(given: dict[str, Any], figures: Any) -> None:
     """Options and versions, for --config: options.json in a folder that was written, NAME.options.json beside a file."""
-    shards, out = given.get("shards"), given.get("out")
+    shards, out = given.get("shards"), given.get("out") or (figures or {}).get("out")
     if out is None:
         return
     from ppl_vae.use.configuration import write_options

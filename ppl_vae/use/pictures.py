@@ -1,6 +1,5 @@
 """Pictures by name, each a function of a model, rows and a few numbers that returns a figure."""
 
-import csv
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -13,9 +12,9 @@ from ppl_vae.criticism.diagnostics import diagnose
 from ppl_vae.criticism.explanation import explain
 from ppl_vae.criticism.pit import pit
 from ppl_vae.criticism.scores import score
-from ppl_vae.errors import MissingFileError, OptionError, choose, whole
-from ppl_vae.infer.history import History
+from ppl_vae.errors import OptionError, choose, whole
 from ppl_vae.use.reading import Rows, loaded
+from ppl_vae.use.report.folder import read_history
 from ppl_vae.use.store import load
 
 if TYPE_CHECKING:
@@ -49,17 +48,6 @@ def draw(kind: str, model: str | PathLike, rows: Rows | None, n: int | None = No
     if picture.of_rows and rows is None:
         raise OptionError(f"kind: got {kind!r} without DATA, expected the rows to draw")
     return picture.draw(model, rows, picture.n if n is None else whole("n", n), seed)
-
-
-def read_history(path: str | PathLike) -> History:
-    """A `History` of what `History.save` wrote. Raises: MissingFileError."""
-    if not Path(path).is_file():
-        raise MissingFileError(f"{path}: no such file; expected a folder that `ppl-vae fit` wrote")
-    history = History()
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            history.append({name: float(value) for name, value in row.items()})
-    return history
 
 
 def _scores(model: Any, rows: Rows, n: int, seed: int) -> "Figure":

@@ -161,6 +161,16 @@ def test_a_calibration_and_its_decisions(run: Run, labelled: Path) -> None:
     assert code == 2 and "expected the folder of `ppl-vae calibrate`" in err
 
 
+def test_a_report_reads_the_rows_as_the_fit_did(run: Run) -> None:
+    Path("raw.csv").write_text("39, clerk, 0\n?, smith, 0\n50, clerk, 1\n28, smith, 0\n" * 8)
+    reading = ("--names", "[age,job,odd]", "--missing", "?", "--labels", "odd")
+    assert run("fit", "raw.csv", "--out", "m", *SMALL, *reading, "--model.likelihood", "infer")[0] == 0
+    code, out, err = run("report", "m", "--json", "--num_draws", "4")
+    assert (code, err, json.loads(out)) == (0, "", {"out": "m/report.html"})
+    assert "32 rows, 2 columns" in Path("m/report.html").read_text()
+    assert json.loads(Path("m/report.html.options.json").read_text())["folder"] == "m"
+
+
 # ---- forms of tables
 
 

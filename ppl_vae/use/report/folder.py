@@ -63,7 +63,7 @@ def of_folder(
             if (folder / name / MODEL_FILE).is_file():
                 found[name] = load(folder / name)
         if (folder / "history.csv").is_file():
-            found["history"] = _history(folder / "history.csv")
+            found["history"] = read_history(folder / "history.csv")
     if table.is_file():
         found["comparison"] = opened(table)
     kept = {name: told[name] for name in SHOWN if told.get(name)}
@@ -85,7 +85,8 @@ def _rows(folder: Path, told: dict[str, Any]) -> Rows:
     return read_rows(name, reading)
 
 
-def _history(file: Path) -> History:
+def read_history(file: Path) -> History:
+    """What `History.save` wrote. Raises: DataError, MissingFileError."""
     history = History()
     try:
         table = opened(file)
