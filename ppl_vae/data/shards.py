@@ -241,7 +241,7 @@ def _csv(path: Path, rows: int | None, missing: Sequence[str], names: Sequence[s
     if count % rows:
         cuts.append((len(cuts) * rows, count % rows, start, place, crc))
     if last and not last.endswith((b"\n", b"\r")) and count:
-        fields = parse_csv(io.BytesIO(last), header=None, skipinitialspace=True).shape[1]
+        fields = parse_csv(io.BytesIO(last), header=None).shape[1]
         if fields < len(columns):
             raise DataError(
                 f"got {fields} fields and no line break at the end of the last record, expected {len(columns)}: "
@@ -261,7 +261,7 @@ def _fields(content: bytes) -> Any:
 
 def _header(line: bytes) -> tuple[str, ...]:
     check_header(next(filter(any, _fields(line)), ()))
-    return tuple(map(str, parse_csv(io.BytesIO(line), nrows=0, skipinitialspace=True).columns))
+    return tuple(map(str, parse_csv(io.BytesIO(line), nrows=0).columns))
 
 
 DTYPES = {"text": str, "truth": "boolean", "number": "float64"}
@@ -280,7 +280,7 @@ def _csv_rows(shard: Shard, kinds: dict[str, str]) -> Any:
 
     def parsed(dtypes: dict[str, Any]) -> Any:
         options = {"names": list(source.names), "header": None, "na_values": list(source.missing)}
-        frame = parse_csv(io.BytesIO(content), skipinitialspace=True, dtype=dtypes, **options)
+        frame = parse_csv(io.BytesIO(content), dtype=dtypes, **options)
         refuse_short(frame, _fields(content), lambda row: f"row {shard.first + row}")
         return frame
 

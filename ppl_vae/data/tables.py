@@ -152,7 +152,7 @@ def read_csv(path: str | os.PathLike[str], *, missing: Sequence[str] = (), names
     header = {} if names is None else {"names": list(names), "header": None}
 
     def reader(path: Path) -> Any:
-        return _csv(path, skipinitialspace=True, na_values=list(missing), **header)
+        return _csv(path, na_values=list(missing), **header)
 
     return _open(Path(path), {".csv": reader, ".csv.gz": reader})
 
@@ -441,7 +441,7 @@ def _csv(path: Path, **options: Any) -> Any:
         file.seek(0)
         frame = parse_csv(file, **options)
     with unpacked(path, "rt", encoding="utf-8-sig", newline="") as text:
-        lines = csv.reader(text, skipinitialspace=options.get("skipinitialspace", False))
+        lines = csv.reader(text, skipinitialspace=True)
         if "names" not in options:
             check_header(next(line for line in lines if _fields(line)))
         refuse_short(frame, lines)
@@ -482,7 +482,7 @@ def parse_csv(file: IO[bytes], **options: Any) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas drops fields that the header does not name
-        return pd.read_csv(file, index_col=False, low_memory=False, **options)
+        return pd.read_csv(file, index_col=False, low_memory=False, skipinitialspace=True, **options)
 
 
 def _fields(line: list[str]) -> int:
