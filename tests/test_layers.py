@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "ppl_vae"
-ROOT = ("errors", "options", "files", "plugins")  # root-level modules that know no model: the top of the order
+ROOT = (
+    "errors",
+    "options",
+    "files",
+    "plugins",
+    "progress",
+)  # root-level modules that know no model: the top of the order
 FOLDERS = ("data", "model", "infer", "criticism", "use")
 LAST = ("testing", "__main__")  # root-level modules that may use all the others
 

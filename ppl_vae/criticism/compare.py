@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ppl_vae.criticism import budget as budgets
 from ppl_vae.criticism import cells
@@ -34,6 +33,7 @@ from ppl_vae.infer.scope import reading
 from ppl_vae.infer.training import check_options as check_fit
 from ppl_vae.infer.training import fit as train_model
 from ppl_vae.model.mixed import Columnwise
+from ppl_vae.progress import tqdm
 
 
 class Candidate:

@@ -16,6 +16,7 @@ from ppl_vae.infer.psis import threshold
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 OF_ROWS = ("evidence", "se", "mcse", "doubtful", "bound", "gap", "bad_k")
 OF_FIT = ("active", "latent", "seconds", "gradients", "epochs", "stopped")
@@ -144,13 +145,13 @@ class Comparison:
             found[name] = elpd(np.mean([rows["log_p"] for rows in done], 0), mcse)
         return found
 
-    def plot(self, axes: "Axes | None" = None) -> "Axes":
+    def plot(self, axes: "Axes | None" = None) -> "Figure":
         """Differences to the best, each with one standard error over the same rows; a dot for each seed.
 
         Args:
             axes: where to draw; None makes a figure.
 
-        Returns: the axes.
+        Returns: the figure.
         """
         from matplotlib.figure import Figure
 
@@ -172,7 +173,7 @@ class Comparison:
         axes.set_yticks(range(len(names)), names)
         axes.set_xlabel(f"log evidence less that of {self.best} (nats a row)")
         axes.spines[["top", "right"]].set_visible(False)
-        return axes
+        return axes.get_figure()  # type: ignore[return-value]
 
     def save(self, folder: str | PathLike) -> None:
         """Write table.csv, cells.csv, pointwise.csv and settings.json to a folder.

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ppl_vae.data.schema import Batch
 from ppl_vae.errors import NonFiniteError, OptionError, first_line
@@ -21,6 +20,7 @@ from ppl_vae.infer.steps import Plan
 from ppl_vae.infer.traced import OfStep, put_back
 from ppl_vae.infer.training import fit
 from ppl_vae.options import FitOptions
+from ppl_vae.progress import tqdm
 
 log = logging.getLogger(__name__)
 

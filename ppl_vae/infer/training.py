@@ -10,7 +10,6 @@ from os import PathLike
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from ppl_vae.infer.compiled import with_graph
 from ppl_vae.infer.history import History
@@ -18,6 +17,7 @@ from ppl_vae.infer.objectives import Objective
 from ppl_vae.infer.run import Options, Run
 from ppl_vae.infer.scope import remember
 from ppl_vae.options import FitOptions as Default
+from ppl_vae.progress import tqdm
 
 SELDOM = 20
 """Steps of an epoch from which on callbacks leave something of what a graph saves: the model is looked at after each."""

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ppl_vae.criticism import cells
 from ppl_vae.criticism.described import described
@@ -25,6 +24,7 @@ from ppl_vae.data.shards import Shard, Source
 from ppl_vae.data.tables import Column, Table
 from ppl_vae.errors import DataError, MissingFileError, ModelFileError, OptionError, PplVaeError, whole
 from ppl_vae.files import digest, from_json, locked, read_bytes, to_json, write_bytes, write_text
+from ppl_vae.progress import tqdm
 from ppl_vae.use.store import load, save
 
 FORMAT = "ppl_vae parts 1"

@@ -209,7 +209,7 @@ def test_failed_cells_are_kept_and_pairs_are_of_common_seeds() -> None:
     assert found.best == "b"  # a's one fit is the better one, and there is one
     assert list(found.table.index) == ["b", "a", "c"]
     assert found.table["failed"].tolist() == [0, 1, 2] and found.table["seeds"].tolist() == [2, 1, 0]
-    axes = found.plot()
+    axes = found.plot().axes[0]
     assert "of b (" in axes.get_xlabel() and axes.get_yticklabels()[-1].get_text() == "b"
     assert found.table.loc["a", "difference"] == 7.5  # against b under seed 0, not against b's mean
     assert found.table.loc["c"].isna()[["evidence", "se", "difference", "bound"]].all()
@@ -230,13 +230,13 @@ def test_arviz_compares_what_was_found(exact: pv.Comparison) -> None:
 
 
 def test_plot_and_save(exact: pv.Comparison, tmp_path: Path) -> None:
-    axes = exact.plot()
+    axes = exact.plot().axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == list(exact.table.index[::-1])
     (bars,) = axes.containers
     assert np.allclose(bars.lines[0].get_xdata(), exact.table["difference"][::-1])
     segments = np.array(bars.lines[2][0].get_segments())
     assert np.allclose(np.diff(segments[..., 0]).ravel() / 2, exact.table["difference_se"][::-1])
-    assert exact.plot(axes) is axes
+    assert exact.plot(axes) is axes.figure
     exact.save(tmp_path / "new")
     written = {path.name for path in (tmp_path / "new").iterdir()}
     assert exact.settings["seeds"] == [3, 4, 5] and exact.settings["versions"]["ppl_vae"] == pv.__version__
