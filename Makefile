@@ -19,6 +19,7 @@ ARVIZ1 := .venv-arviz1
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
+	@echo "Installing into .venv, 2 GB or more: minutes, without a word"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@

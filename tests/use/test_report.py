@@ -237,12 +237,14 @@ def test_a_comparison_alone_is_a_report(tmp_path: Path) -> None:
     a, b = np.array([-1.0, -2.0, -3.0]), np.array([-2.0, -2.0, -5.0])
     cells = [Cell(n, 0, {"num_draws": 1000}, {"log_p": x, "bound": x, **rows}) for n, x in ((HOSTILE[0], a), ("b", b))]
     cells.append(Cell("c", 0, {}, {}, "it broke"))
-    found = pv.Comparison(cells, {"seeds": [0]})
+    cells.append(Cell("a long name, latent=8", 0, {"num_draws": 1000}, {"log_p": a, "bound": a, **rows}))
+    found = pv.Comparison(cells, {"seeds": [0], "num_draws": 1000})
     text = pv.report(comparison=found, path=tmp_path / "a.html").read_text(encoding="utf-8")
     assert "c, seed 0 failed: it broke" in text and HOSTILE[0] not in text and "A comparison of models" in text
+    assert "a long nam… latent=8" in text and "Draws for bound and k-hat" in text
     found.save(tmp_path / "x")
     again = of_folder(tmp_path / "x").read_text(encoding="utf-8")
-    assert section(again, "comparison").count("<tr>") == 4 and "difference to the best" in again
+    assert section(again, "comparison").count("<tr>") == 5 and "difference to the best" in again
 
 
 # ---- folders and the command line

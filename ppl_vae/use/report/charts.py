@@ -141,8 +141,14 @@ def short(value: float) -> str:
 
 
 def cut(words: str, longest: int = LONGEST) -> str:
-    """Words, shortened."""
-    return words if len(words) <= longest else words[: longest - 1] + "…"
+    """Words, shortened in the middle: names of one kind differ at either end.
+
+    Example:
+        >>> cut("iwae, K = 8, latent=2", 18)
+        'iwae, K =…latent=2'
+    """
+    tail = (longest - 1) // 2
+    return words if len(words) <= longest else f"{words[: longest - 1 - tail]}…{words[-tail:]}"
 
 
 # ---- whole charts

@@ -164,7 +164,7 @@ def fitted(asked: Asked, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-NAMED = {"data": "Read from", "fit": "Fitted with"}
+NAMED = {"data": "Read from", "fit": "Fitted with", "num_draws": "Draws for bound and k-hat"}
 """What some options are called on the page."""
 
 
@@ -538,7 +538,11 @@ def compared(comparison: Any, options: dict[str, Any]) -> dict[str, Any]:
         "more": len(table) - len(shown),
         "svg": svg,
         "words": words,
-        "terms": [(n.replace("_", " ").capitalize(), settings(of)) for n, of in options.items() if of is not None],
+        "terms": [
+            (NAMED.get(n, n.replace("_", " ").capitalize()), settings(of))
+            for n, of in options.items()
+            if of is not None
+        ],
     }
 
 
