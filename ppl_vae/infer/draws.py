@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -498,7 +499,7 @@ def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) 
         with torch.random.fork_rng(devices=[]), Keyed(keys, strict=strict):
             alone = {name: site["value"] for name, site in programs(vae, few, 1)[0].items() if not is_local(site)}
         many = sum(value.numel() for value in alone.values()) > MANY  # one draw of these will do
-        with Keyed(keys, strict=strict, values=alone if many else {}):
+        with Keyed(keys, strict=strict, values=alone if many else {}), _Own(vae):
             guide, model = programs(vae, few, TRIAL)
         shapes = {name: _log_prob(site).shape for name, site in (guide | model).items() if is_local(site)}
     except PplVaeError:
@@ -522,6 +523,21 @@ def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) 
     parts = zip(entries.parts, entries.split_columns()) if isinstance(entries, Columnwise) else [(entries, slice(None))]
     for family, columns in parts:
         _check_entries(vae, batch, family, columns)
+
+
+class _Own(Messenger):
+    """Refuses parameters that are none of the model's: no score, and no saved model, would have their fitted values."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.known = {id(parameter) for parameter in vae.parameters()}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        if id(msg["value"].unconstrained()) not in self.known:
+            raise ProgramError(
+                f"parameter {msg['name'].split('$$$')[-1]!r}: got it from pyro.param or a module that is no part of the "
+                "model, expected an nn.Parameter of one of its modules"
+            )
 
 
 def _check_entries(vae: Any, batch: Batch, family: Any, columns: Any) -> None:
