@@ -526,17 +526,17 @@ def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) 
 
 
 class _Own(Messenger):
-    """Refuses parameters that are none of the model's: no score, and no saved model, would have their fitted values."""
+    """Refuses parameters of modules that are none of the model's: no copy and no saved model would have their values."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.known = {id(parameter) for parameter in vae.parameters()}
 
     def _pyro_post_param(self, msg: Any) -> None:
-        if id(msg["value"].unconstrained()) not in self.known:
+        of_module, _, name = msg["name"].rpartition("$$$")  # as pyro.module has it
+        if of_module and id(msg["value"].unconstrained()) not in self.known:
             raise ProgramError(
-                f"parameter {msg['name'].split('$$$')[-1]!r}: got it from pyro.param or a module that is no part of the "
-                "model, expected an nn.Parameter of one of its modules"
+                f"parameter {name!r}: got it from a module that is no part of the model, expected one of the model's own"
             )
 
 

@@ -26,7 +26,8 @@ class Programs(nn.Module):
             are sampled by running it on zeros, unobserved. Weights of sites (poutine.scale or mask, a plate that
             subsamples) are refused: a fit would have them, and scores would not.
         guide: of the same arguments, samples every latent site of the model.
-        module: the module whose parameters the two train; of several, a `torch.nn.ModuleList`. `pyro.param` is refused.
+        module: the module whose parameters the two train; of several, a `torch.nn.ModuleList`. Those of
+            others are refused.
         obs: the name of the observed site, which goes by "x" outside of the programs.
         local: the names of the latent sites of each row, the first of which goes by "z"; all other sites are of all rows.
         schema: columns and scaling of the data; None: by position, as they are.

@@ -162,6 +162,20 @@ def weighed(plate: Any = None, handler: Any = nullcontext, of: Any = None, free:
     return pv.Programs(model, guide, of)
 
 
+def test_a_parameter_of_the_programs_own_is_fitted_and_scored() -> None:
+    """It lives in Pyro's store between calls: the prior's mean moves to the codes' own."""
+    programs = weighed(free=True)
+    with torch.no_grad():
+        programs.module["encoder"].bias.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0]))
+    before = pv.score(programs, X, "kl_to_prior").values.mean()
+    for parameter in programs.parameters():
+        parameter.requires_grad_(False)
+    pv.fit(programs, X, epochs=60, lr=0.1, progress=False)
+    assert pv.score(programs, X, "kl_to_prior").values.mean() > before + 1
+    with pytest.raises(pv.OptionError, match="by pyro.param; expected those of modules"):
+        pv.save(programs, "nowhere")
+
+
 def subsampled(name: str, n: int) -> Any:
     return pyro.plate(name, 1000, subsample=torch.arange(n))
 
@@ -185,8 +199,7 @@ def foreign() -> pv.Programs:
         (lambda: weighed(subsampled), r"site 'z': got it under a scale of 500, .*expected the plate of the rows"),
         (lambda: weighed(handler=lambda: poutine.scale(scale=0.5)), "site 'x': got it under a scale of 0.5"),
         (lambda: weighed(handler=lambda: poutine.mask(mask=torch.tensor(False))), "site 'x': got it under a mask"),
-        (lambda: weighed(free=True), "parameter 'loc': got it from pyro.param"),
-        (foreign, "parameter 'weight': got it from pyro.param or a module that is no part"),
+        (foreign, "parameter 'weight': got it from a module that is no part"),
     ],
 )
 def test_what_a_fit_would_have_and_scores_would_not_is_refused(make, message):
