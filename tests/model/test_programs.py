@@ -172,7 +172,7 @@ def test_a_parameter_of_the_programs_own_is_fitted_and_scored() -> None:
         parameter.requires_grad_(False)
     pv.fit(programs, X, epochs=60, lr=0.1, progress=False)
     assert pv.score(programs, X, "kl_to_prior").values.mean() > before + 1
-    with pytest.raises(pv.OptionError, match="by pyro.param; expected those of modules"):
+    with pytest.raises(pv.OptionError, match=r"by pyro\.param; expected those of modules"):
         pv.save(programs, "nowhere")
 
 
