@@ -23,7 +23,8 @@ class Programs(nn.Module):
         model: called as model(x), x (n, d) in encoded units, samples rows in the plate "data" (dim=-1) and observes `obs` as
             x there; where its signature names them it also gets by keyword `mask` (n, d), `n` (rows to sample; x is then
             None), `c`, `group` and `label`. Without `mask` missing cells are left out of its likelihood; without `n` rows
-            are sampled by running it on zeros, unobserved.
+            are sampled by running it on zeros, unobserved. Weights of sites (poutine.scale or mask, a plate that
+            subsamples) are refused: a fit would have them, and scores would not.
         guide: of the same arguments, samples every latent site of the model.
         module: the module whose parameters the two train; of several, a `torch.nn.ModuleList`.
         obs: the name of the observed site, which goes by "x" outside of the programs.
@@ -169,6 +170,14 @@ class _Named(Messenger):
             )
             raise ProgramError(
                 f"site {name!r}: got it {'in' if of_rows else 'outside'} the plate 'data' of rows, expected {known}"
+            )
+        if msg["mask"] is not None or torch.as_tensor(msg["scale"] != 1).any():
+            got = (
+                "a mask" if msg["mask"] is not None else f"a scale of {float(torch.as_tensor(msg['scale']).max()):.4g}"
+            )
+            raise ProgramError(
+                f"site {name!r}: got it under {got}, as of poutine or of a plate that subsamples, which scores would not "
+                "have; expected the plate of the rows at hand, pyro.plate('data', len(x)), and cells masked by `fn.mask`"
             )
         if name == self.obs:
             self._observed(msg)
