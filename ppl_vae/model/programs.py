@@ -30,6 +30,8 @@ class Programs(nn.Module):
             others are refused.
         obs: the name of the observed site, which goes by "x" outside of the programs.
         local: the names of the latent sites of each row, the first of which goes by "z"; all other sites are of all rows.
+            Where there are several, ranks, units and dimensions are told of "z" alone, and what moves z by itself is
+            refused: "ais", `gaps`, and `posterior` but by "amortized" and "sir".
         schema: columns and scaling of the data; None: by position, as they are.
 
     Raises: OptionError for arguments, and ProgramError, naming the site, for programs that do not do so.
