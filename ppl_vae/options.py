@@ -11,8 +11,8 @@ class ModelOptions:
         latent: number of latent dimensions k.
         hidden: widths of the hidden layers, as [128] or [256,64]; [] makes a linear net.
         likelihood: a name for all columns, as normal, student_t, bernoulli, poisson; or infer: each column by its type.
-        prior: standard_normal | normal | mixture | vamp | flow | laplace | student_t | ... (see the README).
-        posterior: mean_field | low_rank | full_rank | iaf | spline_flow | mixture | delta | ... (see the README).
+        prior: standard_normal | normal | mixture | vamp | flow | laplace | student_t | ... (see `ppl-vae parts`).
+        posterior: mean_field | low_rank | full_rank | iaf | spline_flow | mixture | delta | ... (see `ppl-vae parts`).
         nets: mlp | cnn.
         activation: tanh | relu | silu | elu | softplus.
         scale: of the normal likelihood: row | feature | shared | a number (encoded units).

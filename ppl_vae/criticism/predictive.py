@@ -175,7 +175,7 @@ def decode(vae: Any, z: Any, given: Any = None) -> Any:
 
 def _decoded(vae: Any, z: Any, given: Any, classes: dict[str, Tensor]) -> Any:
     """As `decode`, with the classes "y" (n, classes) where they are known already."""
-    like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
+    like = next((p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point()), torch.zeros(()))
     with reading(vae):
         codes = torch.as_tensor(np.asarray(z, dtype=float)).to(like)
         if codes.dim() != 2:
@@ -396,7 +396,7 @@ def _given(vae: Any, given: Any, n: int) -> dict[str, Tensor]:
         if missing := [name for name in covariates if name not in frame]:
             raise OptionError(f"given: got the columns {list(frame)}, expected also {missing}")
         if present := [name for name in names if name in frame]:
-            like = next(p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point())
+            like = next((p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point()), torch.zeros(()))
             own = replace(schema.take(()), covariates=schema.covariates, group=schema.group, label=schema.label)
             further = own.tensors(frame[present], dtype=like.dtype, device=like.device).arguments()[1]
     return further

@@ -458,13 +458,13 @@ class Schema:
         self._check_overflow(encoded, own)
         return encoded, None if mask is None else torch.from_numpy(mask).to(device)
 
-    def _own(self, table: Table) -> np.ndarray:
+    def _own(self, table: Table, otherwise: str = "") -> np.ndarray:
         """Own values (n, d), known to be those that their types allow: codes of levels, wrapped angles, NaN in holes.
 
-        They are the table's own memory where nothing has to be changed.
+        They are the table's own memory where nothing has to be changed. `otherwise` says what to do with text.
         """
         numbers = [j for j in range(self.width) if self.levels is None or self.levels[j] is None]
-        check_numbers(table, numbers, self.nullable)
+        check_numbers(table, numbers, self.nullable, otherwise)
         _check_finite(table, self.nullable)
         values = table.values
         if self.types is None:
@@ -526,6 +526,8 @@ class Schema:
         return pd.Series(list(levels)).reindex(codes).array
 
 
+OF_TEXT = '; likelihood="infer" takes text as levels, and `missing` says which texts of a CSV file are missing cells'
+"""What to do with text where a schema is made."""
 PER_COLUMN = ("loc", "scale", "types", "likelihoods", "levels", "log_loc", "log_scale", "dtypes")
 
 
@@ -551,7 +553,7 @@ def _fit(
     if names:
         _check_some_value(table)
     if wanted is None:
-        loc, scale = STANDARDIZE[standardize](table._replace(values=schema._own(table)))
+        loc, scale = STANDARDIZE[standardize](table._replace(values=schema._own(table, OF_TEXT)))
         return replace(schema, loc=loc, scale=scale)
     _check_finite(table, schema.nullable)
     likelihoods = tuple(wanted[name] if name in wanted else _inferred(table, j) for j, name in enumerate(table.names))
@@ -565,7 +567,7 @@ def _fit(
         levels=levels if any(of is not None for of in levels) else None,
         dtypes=kinds if table.kind in FRAMES and set(kinds) != {"float"} else None,
     )
-    return replace(schema, **_scaling(table._replace(values=schema._own(table)), types, standardize))
+    return replace(schema, **_scaling(table._replace(values=schema._own(table, OF_TEXT)), types, standardize))
 
 
 def _scaling(table: Table, types: tuple[str, ...], standardize: str) -> dict[str, Any]:

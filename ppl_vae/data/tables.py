@@ -542,13 +542,16 @@ def _exact(table: Table) -> Table:
     return table
 
 
-def check_numbers(table: Table, places: Iterable[int] | None = None, nullable: Iterable[str] = ()) -> None:
+def check_numbers(
+    table: Table, places: Iterable[int] | None = None, nullable: Iterable[str] = (), otherwise: str = ""
+) -> None:
     """Refuse columns that are not numbers; one without any value may pass as numbers where it is `nullable`.
 
     Args:
         table: as read.
         places: numbers of the columns to check; by default all.
         nullable: names of the columns that may miss values.
+        otherwise: what the error says of text beside.
 
     Raises:
         DataError: names the column, and the value that shows best what it is.
@@ -558,7 +561,7 @@ def check_numbers(table: Table, places: Iterable[int] | None = None, nullable: I
         if column.levels or (column.levels is not None and name not in nullable):
             levels = (*column.levels, None)  # the last is for a missing value
             codes = np.nan_to_num(table.values[:, j], nan=-1).astype(int)
-            raise _not_numbers(name, [levels[code] for code in codes.tolist()], column.dtype)
+            raise _not_numbers(name, [levels[code] for code in codes.tolist()], column.dtype, otherwise)
 
 
 def _offender(column: Iterable[Any]) -> tuple[int, Any] | None:
@@ -571,8 +574,10 @@ def _offender(column: Iterable[Any]) -> tuple[int, Any] | None:
     return None
 
 
-def _not_numbers(name: str, column: list[Any], dtype: Any) -> DataError:
+def _not_numbers(name: str, column: list[Any], dtype: Any, otherwise: str = "") -> DataError:
     """The error for a column that is not numbers, with the value that shows it best."""
     present = ((row, value) for row, value in enumerate(column) if value is not None)
     found = _offender(column) or next(present, (0, None))
-    return DataError(f"column {name!r}: got {found[1]!r:.200} in row {found[0]} (dtype {dtype}), expected numbers")
+    return DataError(
+        f"column {name!r}: got {found[1]!r:.200} in row {found[0]} (dtype {dtype}), expected numbers{otherwise}"
+    )

@@ -507,6 +507,8 @@ def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) 
     except Exception as error:  # whatever a user's program may raise
         what = f"model or guide failed on rows of {batch.x.shape[1]} columns"
         raise ProgramError(f"{what}: {first_line(error)}") from error
+    for name, site in (guide | model).items():
+        _check_unweighed(name, site)
     for name, shape in shapes.items():
         if shape[-2:] != (TRIAL, n):
             raise ProgramError(
@@ -538,6 +540,17 @@ class _Own(Messenger):
             raise ProgramError(
                 f"parameter {name!r}: got it from a module that is no part of the model, expected one of the model's own"
             )
+
+
+def _check_unweighed(name: str, site: Any) -> None:
+    """Refuse weights of sites: a fit would have them, and draws, scores and bounds would not."""
+    if site["mask"] is None and not torch.as_tensor(site["scale"] != 1).any():
+        return
+    got = "a mask" if site["mask"] is not None else f"a scale of {float(torch.as_tensor(site['scale']).max()):.4g}"
+    raise ProgramError(
+        f"site {name!r}: got it under {got}, as of poutine or of a plate that subsamples, which scores would not "
+        "have; expected the plate of the rows at hand, pyro.plate('data', len(x)), and cells masked by `fn.mask`"
+    )
 
 
 def _check_entries(vae: Any, batch: Batch, family: Any, columns: Any) -> None:

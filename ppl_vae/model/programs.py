@@ -174,14 +174,6 @@ class _Named(Messenger):
             raise ProgramError(
                 f"site {name!r}: got it {'in' if of_rows else 'outside'} the plate 'data' of rows, expected {known}"
             )
-        if msg["mask"] is not None or torch.as_tensor(msg["scale"] != 1).any():
-            got = (
-                "a mask" if msg["mask"] is not None else f"a scale of {float(torch.as_tensor(msg['scale']).max()):.4g}"
-            )
-            raise ProgramError(
-                f"site {name!r}: got it under {got}, as of poutine or of a plate that subsamples, which scores would not "
-                "have; expected the plate of the rows at hand, pyro.plate('data', len(x)), and cells masked by `fn.mask`"
-            )
         if name == self.obs:
             self._observed(msg)
         msg["name"] = {self.obs: "x", self.local[0]: "z"}.get(name, name)

@@ -13,7 +13,7 @@ import sys
 import typing
 from argparse import SUPPRESS, Action
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, fields
 from functools import reduce
 from importlib import import_module
@@ -95,7 +95,7 @@ def _run(command: str, given: dict[str, Any]) -> None:
     """Call a command with those of its arguments that its signature names, and write down what it was asked."""
     call, first = COMMANDS[command], os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     asked = {**given, "reading": ReadingOptions(**_fields(ReadingOptions, given))}
-    with _silence(given.get("quiet") or given.get("json") or not first):
+    with _silence(given.get("quiet") or given.get("json") or not first), _tidy(given.get("out")):
         figures = call(**{name: asked[name] for name in inspect.signature(call).parameters})
     if first:
         _record(given, figures)
@@ -110,6 +110,27 @@ def _silence(wanted: Any) -> Iterator[None]:
         return
     with redirect_stdout(StringIO()):
         yield
+
+
+@contextmanager
+def _tidy(out: str | None) -> Iterator[None]:
+    """A folder that a command has made, and leaves empty as it fails, goes again."""
+    new = out is not None and not Path(out).exists()
+    try:
+        yield
+    except BaseException:
+        if out is not None and new:
+            with suppress(OSError):  # it was never made, or holds something
+                Path(out).rmdir()
+        raise
+
+
+def _folder(out: str) -> Path:
+    """The folder of that name, made before the work: where it cannot be written, there is no use in it."""
+    if Path(out).is_file():
+        raise OptionError(f"out: got {out!r}, which is a file, expected a folder")
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return Path(out)
 
 
 def _record(given: dict[str, Any], figures: Any) -> None:
@@ -177,8 +198,7 @@ def fit(
     from ppl_vae.use.store import save
 
     model_options, fit_options = ModelOptions(**vars(model)), FitOptions(**vars(fit))
-    rows, folder = read_rows(data, reading).normal(), Path(out)
-    folder.mkdir(parents=True, exist_ok=True)  # before the work: where it cannot be written, there is no use in it
+    rows, folder = read_rows(data, reading).normal(), _folder(out)
     vae = build(rows.data, **asdict(model_options), **_checked_parts(parts))
     if model_options.likelihood == "infer":
         print(vae.schema)
@@ -334,8 +354,7 @@ def compare(experiment: str, out: str, jobs: int, retry: bool, quiet: bool) -> d
     from ppl_vae.criticism.compare import compare as run
     from ppl_vae.use.experiment import experiment as read
 
-    plan, folder, jobs = read(experiment), Path(out), whole("jobs", jobs)
-    folder.mkdir(parents=True, exist_ok=True)  # before the work: where it cannot be written, there is no use in it
+    jobs, plan, folder = whole("jobs", jobs), read(experiment), _folder(out)
     others = _rows(plan.test) if isinstance(plan.test, str) else None
     train, test = plan.split(_rows(plan.data, plan.missing, plan.names), others)
     candidates = plan.candidates(train)
@@ -875,7 +894,8 @@ def _add_options(one: ArgumentParser, group: str, options: type) -> None:
 def _texts(options: type) -> dict[str, str]:
     """What the docstring of a dataclass says about each of its attributes."""
     text = inspect.getdoc(options) or ""
-    return dict(re.findall(r"^    (\w+): (.*)$", text.partition("Attributes:")[2], re.MULTILINE))
+    found = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", text.partition("Attributes:")[2], re.MULTILINE)
+    return {name: " ".join(words.split()) for name, words in found}
 
 
 if __name__ == "__main__":

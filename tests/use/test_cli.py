@@ -264,6 +264,7 @@ def test_help_names_every_choice_and_its_default(run: Run) -> None:
     text = " ".join(out.split())
     assert code == 0
     assert "normal, student_t, bernoulli, poisson" in text and "widths of the hidden layers" in text
+    assert all(f" {name} " in text.replace(".", " ") for name in pv.objectives())
     assert all(name in " ".join(run("score", "--help")[1].split()) for name in SCORES)
     assert run("--version") == (0, f"ppl-vae {pv.__version__}\n", "")
 

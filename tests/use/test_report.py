@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 
 import ppl_vae as pv
 from ppl_vae.criticism.cells import Cell
@@ -201,6 +204,33 @@ def test_what_does_not_apply_says_so(posterior: str, tmp_path: Path) -> None:
     text = pv.report(vae, x, tmp_path / "a.html").read_text(encoding="utf-8")
     told = "improper prior" if posterior == "delta" else "there is no plane to move in"
     assert told in text and "Traceback" not in text
+
+
+def test_a_model_without_a_schema_goes_by_the_position_of_columns(tmp_path: Path) -> None:
+    """Also one whose programs cannot draw rows without knowing how wide they are."""
+    x, nets = np.random.default_rng(0).normal(size=(30, 3)), torch.nn.ModuleList(map(torch.nn.Linear, (3, 2), (2, 3)))
+
+    def encoder(x: Any) -> Any:
+        return dist.Normal(nets[0](x), 0.5).to_event(1)
+
+    def decoder(z: Any) -> Any:
+        return dist.Normal(nets[1](z), 1.0).to_event(1)
+
+    def model(x: Any) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", decoder(z), obs=x)
+
+    def guide(x: Any) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", encoder(x))
+
+    vae = pv.VAE(encoder, decoder, lambda: dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    for data in (x, pd.DataFrame(x, columns=list("abc"))):
+        text = pv.report(vae, data, tmp_path / "a.html").read_text(encoding="utf-8")
+        assert "<figcaption>x1</figcaption>" in text
+    text = pv.report(pv.Programs(model, guide, nets), x, tmp_path / "b.html").read_text(encoding="utf-8")
+    assert "got no schema" in text and "x1" in text
 
 
 # ---- bad input

@@ -104,7 +104,9 @@ def explorer(
         "image": image is not None,
         "kinds": names,
         "names": data.get("columns", []),
-        "caption": " ".join(_told(plane, len(frame), places, across, down, image, len(vae.schema.names), typical)),
+        "caption": " ".join(
+            _told(plane, len(frame), places, across, down, image, len(known_names(vae, frame)), typical)
+        ),
     }
 
 
@@ -171,7 +173,7 @@ def _images(vae: Any, frame: Any, places: np.ndarray, decoded: Any, image: Any) 
 
 
 def _table(vae: Any, frame: Any, places: np.ndarray, decoded: Any, image: Any) -> dict[str, Any]:
-    shown, names = as_frame(decoded), list(vae.schema.names)[:COLUMNS]
+    shown, names = as_frame(decoded), known_names(vae, frame)[:COLUMNS]
     return {
         "columns": [cut(name, 60) for name in names],
         "grid": [cells(shown.iloc[:, j].tolist()) for j in range(len(names))],
@@ -179,9 +181,14 @@ def _table(vae: Any, frame: Any, places: np.ndarray, decoded: Any, image: Any) -
     }
 
 
+def known_names(vae: Any, frame: Any) -> list[str]:
+    """The modelled columns as the model calls them: one without a schema knows their positions."""
+    return [f"x{j}" for j in range(frame.shape[1])] if vae.schema is None else list(vae.schema.names)
+
+
 def own_names(vae: Any, frame: Any) -> list[str]:
     """The modelled columns as the frame calls them, by name if it has them, else by position."""
-    names = list(vae.schema.names)
+    names = known_names(vae, frame)
     return names if set(names) <= set(frame) else list(frame)[: len(names)]
 
 

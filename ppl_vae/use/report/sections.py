@@ -26,7 +26,7 @@ from ppl_vae.infer.draws import base, batch_of
 from ppl_vae.infer.history import History
 from ppl_vae.use.report import charts
 from ppl_vae.use.report.charts import Interval, Span, cut, short
-from ppl_vae.use.report.explorer import CLASSES, explorer, own_names, own_values
+from ppl_vae.use.report.explorer import CLASSES, explorer, known_names, own_names, own_values
 from ppl_vae.use.report.graph import code, graph, sites
 from ppl_vae.use.report.pictures import cell, coloured, image_shape, limits, pixels, png, strip
 from ppl_vae.use.store import versions
@@ -293,7 +293,7 @@ def like_given(vae: Any, rows: Any) -> Any:
 def marginals(asked: Asked, columns: list[str]) -> list[dict[str, Any]]:
     """A chart for each of these columns: the data filled, rows that the model draws outlined."""
     drawn = as_frame(generate(asked.one, len(asked.few), asked.seed, like_given(asked.one, asked.few)).x)
-    names = dict(zip(asked.one.schema.names, own_names(asked.one, asked.few))) if asked.one.schema else {}
+    names = dict(zip(known_names(asked.one, asked.few), own_names(asked.one, asked.few)))
     found = []
     for name in columns:
         data = asked.few[names.get(name, name)].dropna()
