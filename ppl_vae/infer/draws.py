@@ -507,8 +507,9 @@ def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) 
     except Exception as error:  # whatever a user's program may raise
         what = f"model or guide failed on rows of {batch.x.shape[1]} columns"
         raise ProgramError(f"{what}: {first_line(error)}") from error
-    for name, site in (guide | model).items():
-        _check_unweighed(name, site)
+    for name, site in [*guide.items(), *model.items()]:
+        if name == "x" or not site["is_observed"]:  # known classes are weighed, and in no score
+            _check_unweighed(name, site)
     for name, shape in shapes.items():
         if shape[-2:] != (TRIAL, n):
             raise ProgramError(
