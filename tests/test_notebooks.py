@@ -12,7 +12,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SECONDS = 25  # of a processor, for one at small size
 KILOBYTES = 700
 OF_A_MACHINE = re.compile(r"(?<![\w./])/(home|root|tmp|usr|opt|var|Users|private)/|site-packages|\bat 0x[0-9a-f]{6}")
 
@@ -42,13 +41,10 @@ def texts(output: dict[str, Any]) -> str:
 def test_runs_at_small_size(path: Path, tmp_path: Path) -> None:
     """Without real data, an error or a word on stderr, and every cell shows what it does at full size."""
     script = runpy.run_path(str(ROOT / "notebooks" / "execute.py"))
-    before = script["processor_seconds"]()
     fresh = script["executed"](path, PPL_VAE_SMALL="1", PPL_VAE_DATA=str(tmp_path))
-    seconds = script["processor_seconds"]() - before
     for new, old in zip([c for c in fresh.cells if c.cell_type == "code"], cells(path), strict=True):
         assert "stderr" not in kinds(new), f"{path.name} warns:\n{new.source}\n{new.outputs}"
         assert kinds(new) == kinds(old), f"{path.name} is committed with other outputs than it has:\n{new.source}"
-    assert seconds < SECONDS, f"{path.name}: {seconds:.0f} s at small size"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

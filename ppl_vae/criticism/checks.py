@@ -221,7 +221,9 @@ def information(subject: Subject) -> Finding:
         "KL(q(z) || p(z)), at most": (gap.high, gap.high_error),
     }
     if gap.low > NAT + 3 * gap.low_error:
-        verdict += f"; q(z) is at least {gap.low:.3g} nats from p(z): rows drawn from the prior are not like the data's"
+        verdict += (
+            f"; q(z) is at least {gap.low:.3g} nats from p(z): rows drawn from the prior may be unlike the data's"
+        )
     elif gap.high < NAT:
         verdict += f"; q(z) is within {NAT} nats of p(z)"
     else:
@@ -263,7 +265,7 @@ def evidence(subject: Subject) -> Finding:
     }
     verdict = f"k-hat is up to {k_hat.max():.2f}, and good up to {limit:.2f}"
     if bad.any():
-        verdict += f": bounds of log p(x) are not to be trusted in {bad.sum()} of {n} rows"
+        verdict += f": estimates of log p(x) by these weights are not to be trusted in {bad.sum()} of {n} rows"
     return Finding(figures, verdict, {"k_hat": k_hat})
 
 

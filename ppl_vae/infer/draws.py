@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -498,7 +499,7 @@ def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) 
         with torch.random.fork_rng(devices=[]), Keyed(keys, strict=strict):
             alone = {name: site["value"] for name, site in programs(vae, few, 1)[0].items() if not is_local(site)}
         many = sum(value.numel() for value in alone.values()) > MANY  # one draw of these will do
-        with Keyed(keys, strict=strict, values=alone if many else {}):
+        with Keyed(keys, strict=strict, values=alone if many else {}), _Own(vae):
             guide, model = programs(vae, few, TRIAL)
         shapes = {name: _log_prob(site).shape for name, site in (guide | model).items() if is_local(site)}
     except PplVaeError:
@@ -506,6 +507,9 @@ def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) 
     except Exception as error:  # whatever a user's program may raise
         what = f"model or guide failed on rows of {batch.x.shape[1]} columns"
         raise ProgramError(f"{what}: {first_line(error)}") from error
+    for name, site in [*guide.items(), *model.items()]:
+        if name == "x" or not site["is_observed"]:  # known classes are weighed, and in no score
+            _check_unweighed(name, site)
     for name, shape in shapes.items():
         if shape[-2:] != (TRIAL, n):
             raise ProgramError(
@@ -522,6 +526,32 @@ def check(vae: Any, batch: Batch, strict: bool = True, read_guide: bool = True) 
     parts = zip(entries.parts, entries.split_columns()) if isinstance(entries, Columnwise) else [(entries, slice(None))]
     for family, columns in parts:
         _check_entries(vae, batch, family, columns)
+
+
+class _Own(Messenger):
+    """Refuses parameters of modules that are none of the model's: no copy and no saved model would have their values."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.known = {id(parameter) for parameter in vae.parameters()}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        of_module, _, name = msg["name"].rpartition("$$$")  # as pyro.module has it
+        if of_module and id(msg["value"].unconstrained()) not in self.known:
+            raise ProgramError(
+                f"parameter {name!r}: got it from a module that is no part of the model, expected one of the model's own"
+            )
+
+
+def _check_unweighed(name: str, site: Any) -> None:
+    """Refuse weights of sites: a fit would have them, and draws, scores and bounds would not."""
+    if site["mask"] is None and not torch.as_tensor(site["scale"] != 1).any():
+        return
+    got = "a mask" if site["mask"] is not None else f"a scale of {float(torch.as_tensor(site['scale']).max()):.4g}"
+    raise ProgramError(
+        f"site {name!r}: got it under {got}, as of poutine or of a plate that subsamples, which scores would not "
+        "have; expected the plate of the rows at hand, pyro.plate('data', len(x)), and cells masked by `fn.mask`"
+    )
 
 
 def _check_entries(vae: Any, batch: Batch, family: Any, columns: Any) -> None:

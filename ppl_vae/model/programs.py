@@ -23,11 +23,15 @@ class Programs(nn.Module):
         model: called as model(x), x (n, d) in encoded units, samples rows in the plate "data" (dim=-1) and observes `obs` as
             x there; where its signature names them it also gets by keyword `mask` (n, d), `n` (rows to sample; x is then
             None), `c`, `group` and `label`. Without `mask` missing cells are left out of its likelihood; without `n` rows
-            are sampled by running it on zeros, unobserved.
+            are sampled by running it on zeros, unobserved. Weights of sites (poutine.scale or mask, a plate that
+            subsamples) are refused: a fit would have them, and scores would not.
         guide: of the same arguments, samples every latent site of the model.
-        module: the module whose parameters the two train; of several, a `torch.nn.ModuleList`.
+        module: the module whose parameters the two train; of several, a `torch.nn.ModuleList`. Those of
+            others are refused.
         obs: the name of the observed site, which goes by "x" outside of the programs.
         local: the names of the latent sites of each row, the first of which goes by "z"; all other sites are of all rows.
+            Where there are several, ranks, units and dimensions are told of "z" alone, and what moves z by itself is
+            refused: "ais", `gaps`, and `posterior` but by "amortized" and "sir".
         schema: columns and scaling of the data; None: by position, as they are.
 
     Raises: OptionError for arguments, and ProgramError, naming the site, for programs that do not do so.

@@ -318,6 +318,7 @@ def test_folds_judge_by_models_that_have_not_seen_them(monkeypatch: pytest.Monke
     x, new, labels, fitted = rows(61, 18), rows(200, 19), np.zeros(61, int), []
     labels[::6] = 1
     x[labels == 1] += 30
+    new[:3] += 50 * np.eye(new.shape[1])[:3]  # some that are called, whatever the draws
     make = partial(pv.build, x, latent=3, hidden=(), scale="shared")
     candidate = pv.Candidate(lambda seed: make(seed=seed), epochs=3, lr=3e-2, valid=0.0, compiled=False)
 

@@ -7,6 +7,8 @@ import torch
 from scipy import stats
 
 import ppl_vae as pv
+from ppl_vae.criticism.prior_check import held_against
+from ppl_vae.data.schema import Batch
 from ppl_vae.model.linear import PPCA
 from ppl_vae.model.priors import PRIORS
 
@@ -109,3 +111,11 @@ def test_a_column_without_an_observed_cell_has_nan_and_no_warning():
         found = pv.prior_predictive(vae, row.assign(**{column: np.nan}), n=5)
         assert found.loc[[column]].isna().all(axis=None)
         assert np.isfinite(found.drop(column, level="column")).all(axis=None)
+
+
+def test_a_data_set_of_the_model_is_outside_the_range_one_time_in_ten():
+    """Of 20 data sets, one of them the data, each is the lowest with 1 / 20: of 19 the range is their ends."""
+    drawn = torch.randn(19, 5, 1, generator=torch.Generator().manual_seed(0))
+    found = held_against(None, Batch(torch.zeros(5, 1)), [drawn], {}, {"mean": lambda values: values.mean(1)}).iloc[0]
+    means = drawn.double().mean(1)
+    assert found["low"] == pytest.approx(means.min().item()) and found["high"] == pytest.approx(means.max().item())

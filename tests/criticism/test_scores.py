@@ -62,7 +62,7 @@ def test_scores_are_their_closed_forms_and_the_errors_are_honest(linear, scoring
     z = (got.values - exact) / got.mcse
     assert got.values.dtype == np.float64 and got.scoring == scoring and got.per_feature is None
     z = z[has_moments(linear, X)] if scoring == "iwae" else z
-    assert len(z) > 30
+    assert len(z) > 10
     assert abs(z.mean()) < 5 / len(z) ** 0.5 + (0.2 if scoring in ("reconstruction_probability", "iwae") else 0)
     assert abs((z**2).mean() - 1) < 5 * (2 / len(z)) ** 0.5
     assert np.abs(got.values - exact).mean() < 0.05

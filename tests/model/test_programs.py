@@ -1,6 +1,7 @@
 """Two plain functions are fitted, scored, sampled and saved as a VAE is."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import nn
 
 import ppl_vae as pv
@@ -140,6 +142,99 @@ def test_saved_ones_come_back_with_functions_and_nets_handed_in(tmp_path):
         pv.load(tmp_path)
     loaded = pv.load(tmp_path, **dict(zip(("model", "guide"), other.functions)), module=fresh)
     assert np.array_equal(pv.score(loaded, X).values, pv.score(programs, X).values)
+
+
+def weighed(plate: Any = pyro.plate, handler: Any = nullcontext, of: Any = None) -> pv.Programs:
+    """Rows in another plate or under a handler."""
+    of = of or nets()
+
+    def model(x):
+        with plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            with handler():
+                pyro.sample("x", dist.Normal(of["decoder"](z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with plate("data", len(x)):
+            pyro.sample("z", encoded(of, x))
+
+    return pv.Programs(model, guide, of)
+
+
+def subsampled(name: str, n: int) -> Any:
+    return pyro.plate(name, 1000, subsample=torch.arange(n))
+
+
+def foreign() -> pv.Programs:
+    """Programs that register a net which is not among those handed in."""
+    of, other = nets(), nn.Linear(4, 4)
+    programs = weighed(of=of)
+    model, guide = programs.functions
+
+    def wider(x):
+        pyro.module("other", other)
+        return model(x)
+
+    return pv.Programs(wider, guide, of)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: weighed(subsampled), r"site 'z': got it under a scale of 500, .*expected the plate of the rows"),
+        (lambda: weighed(handler=lambda: poutine.scale(scale=0.5)), "site 'x': got it under a scale of 0.5"),
+        (lambda: weighed(handler=lambda: poutine.mask(mask=torch.tensor(False))), "site 'x': got it under a mask"),
+        (foreign, "parameter 'weight': got it from a module that is no part"),
+    ],
+)
+def test_what_a_fit_would_have_and_scores_would_not_is_refused(make, message):
+    for use in (lambda one: pv.fit(one, X, epochs=1, progress=False), lambda one: pv.score(one, X)):
+        with pytest.raises(pv.ProgramError, match=message):
+            use(make())
+
+
+def test_sites_that_are_summed_out_are_in_the_evidence():
+    """A component of three, by enumeration: log p(x, z) of its mixture, by hand."""
+    of = nets()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            k = pyro.sample("k", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(of["decoder"](z) + k[..., None], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", encoded(of, x))
+
+    programs = pv.Programs(model, guide, of, local=("z", "k"))
+    pv.fit(programs, X, objective="enumerate", epochs=1, progress=False)
+    found, x = pv.draws(programs, X, 5), torch.as_tensor(X)
+    with torch.no_grad():
+        of_each = [dist.Normal(of["decoder"](found.z) + k, 1.0).to_event(1).log_prob(x) for k in range(3)]
+        by_hand = torch.stack(of_each).logsumexp(0) - np.log(3) + dist.Normal(0.0, 1.0).log_prob(found.z).sum(-1)
+    assert torch.allclose(found.log_lik + found.log_prior, by_hand.double(), atol=1e-4)
+
+
+def test_parameters_of_pyros_own_are_trained_and_kept():
+    """`pyro.param`, as Pyro's users write it: a shift of the mean, which scores after the fit have."""
+    of = nets()
+
+    def model(x):
+        shift = pyro.param("shift", torch.zeros(4))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(of["decoder"](z) + shift, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", encoded(of, x))
+
+    programs, far = pv.Programs(model, guide, of), X + 5
+    history = pv.fit(programs, far, epochs=60, lr=0.1, valid=0.0, progress=False)
+    found = pv.score(programs, far, "elbo").values.mean()
+    plain = pv.Programs(lambda x: poutine.substitute(model, data={"shift": torch.zeros(4)})(x), guide, of)
+    assert abs(found - history["bound"][-1]) < 0.5 and pv.score(plain, far, "elbo").values.mean() < found - 5
 
 
 def rows_outside(x):

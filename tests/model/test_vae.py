@@ -121,3 +121,21 @@ def test_a_part_that_returns_something_else_is_named(part, made, message):
     pv.score(pv.VAE(**parts), x)
     with pytest.raises(pv.ProgramError, match=message):
         pv.score(pv.VAE(**parts | {part: made}), x)
+
+
+@pytest.mark.parametrize("handler", [poutine.scale(scale=0.5), poutine.mask(mask=torch.tensor(True))])
+def test_weights_of_a_parts_own_sites_are_refused(handler):
+    """A fit would have them, scores would not."""
+
+    def decoder(z):
+        with handler:
+            shift = pyro.sample("shift", dist.Normal(torch.zeros(z.shape[:-1]), 1.0))
+        return dist.Normal(z + shift[..., None], 1.0).to_event(1)
+
+    def encoder(x):
+        pyro.sample("shift", dist.Normal(x[..., 0], 1.0))
+        return dist.Normal(x, 1.0).to_event(1)
+
+    vae = pv.VAE(encoder, decoder, lambda: dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pytest.raises(pv.ProgramError, match=r"site 'shift': got it under a (scale of 0.5|mask)"):
+        pv.score(vae, torch.randn(5, 3))

@@ -249,7 +249,8 @@ def predictive(asked: Asked, diagnosis: Diagnosis) -> dict[str, Any]:
     half = ((held["high"] - held["low"]) / 2).clip(lower=1e-9 * held["data"].abs().clip(lower=1e-9))
     away = (held["data"] - (held["high"] + held["low"]) / 2) / half
     order = away.abs().sort_values(ascending=False, kind="stable").index
-    outside = int((away.abs() > 1).sum())
+    beyond = (held["data"] < held["low"]) | (held["data"] > held["high"])  # rounding may put `away` above 1 at an end
+    outside = int(beyond.sum())
     parts["words"] = (
         f"{outside} of {len(held)} statistics of columns lie outside what 90 % of drawn data sets have; of a right model "
         f"some {len(held) / 10:.0f} would."
@@ -257,7 +258,7 @@ def predictive(asked: Asked, diagnosis: Diagnosis) -> dict[str, Any]:
     if image:  # pixels by their numbers tell nothing
         return parts
     lines = [
-        Interval(f"{column}, {statistic}", -1, 1, float(away[column, statistic]), abs(away[column, statistic]) > 1)
+        Interval(f"{column}, {statistic}", -1, 1, float(away[column, statistic]), bool(beyond[column, statistic]))
         for column, statistic in order[:STATISTICS]
     ]
     if lines:
@@ -356,10 +357,16 @@ def promised(asked: Asked) -> list[str]:
             f"The threshold is the {asked.contamination:.3g} quantile of these same rows: it flags that share whether "
             "they are anomalous or not. No error rate is promised; a calibration on normal rows (pv.calibrate) gives one."
         ]
+    delta = f", delta {given.delta:g}" if given.rule in ("conditional", "simultaneous") else ""
     words = [
-        f"Calibrated on {given.rows} rows that are known to be normal, rule {given.rule!r}, level {given.level:g}.",
+        f"Calibrated on {given.rows} rows that are known to be normal, rule {given.rule!r}, level {given.level:g}{delta}.",
         f"Promised, where normal rows to come are like these: {given.guarantee}.",
     ]
+    if (other := int((decided.against == "hidden").sum())) > 0:
+        words.append(
+            f"Of {other} rows, which were judged against rows whose other cells were hidden, it is promised if what is "
+            "missing does not depend on the values."
+        )
     if (simulated := int((decided.against == "simulated").sum())) > 0:
         words.append(f"Of {simulated} rows, which were judged against simulated ones, nothing is promised.")
     if decided.unsure.any():
@@ -460,17 +467,27 @@ def reasons(asked: Asked, found: Any, place: int) -> list[dict[str, str]]:
 
 # ---- diagnostics
 
+
+def surely(figure: tuple[float, float], limit: float) -> bool:
+    """Whether a figure is above a limit by more than its Monte Carlo error."""
+    return figure[0] > limit + 3 * figure[1]
+
+
 DOUBTS: dict[str, Any] = {
-    "active_units": lambda f: f["active units"][0] < f["dimensions"][0],
     "collapse": lambda f: f["share of idle dimensions"][0] > 0,
-    "information": lambda f: f.get("KL(q(z) || p(z)), at least", (0.0, 0.0))[0] > 1.0,
+    "information": lambda f: surely(f.get("KL(q(z) || p(z)), at least", (0.0, 0.0)), 1.0),
     "evidence": lambda f: f["share of bad k-hat"][0] > 0.05,
     "gaps": lambda f: max(v for name, (v, _) in f.items() if name != "rows") > 1.0,
     "calibration": lambda f: f["quantities not calibrated"][0] > 0,
-    "predictive": lambda f: f["share outside the 90 % interval"][0] > 0.25,
+    "predictive": lambda f: (
+        (share := f["share outside the 90 % interval"][0]) > 0.25 and share * f["statistics"][0] > 1.5
+    ),
     "pit": lambda f: f["columns not as predicted"][0] > 0,
 }
-"""When figures of a check ask for a second look; the other checks tell, and judge nothing."""
+"""When figures of a check ask for a second look; the other checks tell, and judge nothing.
+
+Idle dimensions count once, as "collapse"; one statistic of few lies outside too often to say anything.
+"""
 
 
 def checked(asked: Asked) -> Diagnosis:
