@@ -80,6 +80,8 @@ def report(
     options, sections = dict(options or {}), dict[str, Any]()
     given = {"history": history, "calibration": calibration, "comparison": comparison, "diagnosis": diagnosis}
     _check(vae, data, contamination, num_draws, seed, **given)
+    if Path(path).is_dir():
+        raise OptionError(f"path: got the folder {path}, expected a file, as {Path(path) / 'report.html'}")
     asked = None
     if vae is not None:
         asked = _asked(vae, data, labels, calibration, contamination, num_draws, seed)
