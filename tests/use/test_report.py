@@ -318,6 +318,12 @@ def test_the_report_of_a_folder(
     assert "<h1>&lt;b&gt;</h1>" in (text := (tmp_path / "b.html").read_text(encoding="utf-8")) and "Promised" in text
 
 
+def test_a_folder_is_no_file(table: Any, tmp_path: Path) -> None:
+    with pytest.raises(pv.OptionError, match=r"path: got the folder .*, expected a file, as .*report.html"):
+        pv.report(*table, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2 and "neither a model nor a table.csv" in capsys.readouterr().err
     pv.save(PPCA(1).fit(np.random.default_rng(0).normal(size=(20, 2))), tmp_path)
