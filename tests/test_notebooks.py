@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SECONDS = 25  # of a processor, for one at small size
+SECONDS = 25  # of a processor, for one at small size, on a machine that is not busy
 KILOBYTES = 700
 OF_A_MACHINE = re.compile(r"(?<![\w./])/(home|root|tmp|usr|opt|var|Users|private)/|site-packages|\bat 0x[0-9a-f]{6}")
 
@@ -49,7 +49,7 @@ def test_runs_at_small_size(path: Path, tmp_path: Path) -> None:
         assert "stderr" not in kinds(new), f"{path.name} warns:\n{new.source}\n{new.outputs}"
         shown = [kinds(cell) - {"stdout"} for cell in (new, old)]  # a word about data that is not here is no other output
         assert shown[0] == shown[1], f"{path.name} is committed with other outputs than it has:\n{new.source}"
-    assert seconds < SECONDS, f"{path.name}: {seconds:.0f} s at small size"
+    assert seconds < 2 * SECONDS, f"{path.name}: {seconds:.0f} s at small size"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
