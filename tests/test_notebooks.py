@@ -47,7 +47,8 @@ def test_runs_at_small_size(path: Path, tmp_path: Path) -> None:
     seconds = script["processor_seconds"]() - before
     for new, old in zip([c for c in fresh.cells if c.cell_type == "code"], cells(path), strict=True):
         assert "stderr" not in kinds(new), f"{path.name} warns:\n{new.source}\n{new.outputs}"
-        shown = [kinds(cell) - {"stdout"} for cell in (new, old)]  # a word about data that is not here is no other output
+        # a word about data that is not here is no other output
+        shown = [kinds(cell) - {"stdout"} for cell in (new, old)]
         assert shown[0] == shown[1], f"{path.name} is committed with other outputs than it has:\n{new.source}"
     assert seconds < 2 * SECONDS, f"{path.name}: {seconds:.0f} s at small size"
 
