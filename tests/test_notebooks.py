@@ -44,9 +44,8 @@ def test_runs_at_small_size(path: Path, tmp_path: Path) -> None:
     fresh = script["executed"](path, PPL_VAE_SMALL="1", PPL_VAE_DATA=str(tmp_path))
     for new, old in zip([c for c in fresh.cells if c.cell_type == "code"], cells(path), strict=True):
         assert "stderr" not in kinds(new), f"{path.name} warns:\n{new.source}\n{new.outputs}"
-        shown = [
-            kinds(cell) - {"stdout"} for cell in (new, old)
-        ]  # a word about data that is not here is no other output
+        # a word about data that is not here is no other output
+        shown = [kinds(cell) - {"stdout"} for cell in (new, old)]
         assert shown[0] == shown[1], f"{path.name} is committed with other outputs than it has:\n{new.source}"
 
 
