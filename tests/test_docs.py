@@ -16,7 +16,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if page.parent.name not in ("notebooks", "_build")]
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```)?", re.MULTILINE | re.DOTALL)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-NOT_YET = {name: page for name, page in {"report": "report.md"}.items() if name not in pv.__all__}
 
 
 def blocks(text):
@@ -35,8 +34,6 @@ def check(page, capsys):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text())], ids=lambda p: str(p.relative_to(DOCS)))
 def test_a_pages_code_runs_and_prints_what_it_says(page, tmp_path, monkeypatch, capsys):
-    if page.name in NOT_YET.values():
-        pytest.skip("its function is not there yet")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PPL_VAE_DATA", raising=False)
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ from ppl_vae.criticism.calibration import Calibration
 from ppl_vae.criticism.explanation import explain
 from ppl_vae.criticism.scores import score
 from ppl_vae.errors import OptionError, whole
-from ppl_vae.use.reading import Rows, loaded
+from ppl_vae.use.reading import Rows
 
 
 def scored(vae: Any, rows: Rows, contamination: float, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -81,7 +81,7 @@ def with_reasons(frame: Any, thing: Any, rows: Rows, most: int, num_draws: int, 
     places = np.flatnonzero(frame["flagged"])
     texts = np.full(len(frame), "", dtype=object)
     if len(places):
-        found = explain(vae, rows._replace(data=loaded(rows.data)).at(places).data, num_draws=num_draws, seed=seed)
+        found = explain(vae, rows.at(places).data, num_draws=num_draws, seed=seed)
         for j, place in enumerate(places):
             texts[place] = "; ".join(f"{name} {gain:+.3g}" for name, gain in found.columns(j, whole("reasons", most)))
     return frame.assign(reasons=texts.astype(str))

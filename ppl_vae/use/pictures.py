@@ -13,7 +13,7 @@ from ppl_vae.criticism.explanation import explain
 from ppl_vae.criticism.pit import pit
 from ppl_vae.criticism.scores import score
 from ppl_vae.errors import OptionError, choose, whole
-from ppl_vae.use.reading import Rows, loaded
+from ppl_vae.use.reading import Rows
 from ppl_vae.use.report.folder import read_history
 from ppl_vae.use.store import load
 
@@ -58,8 +58,7 @@ def _scores(model: Any, rows: Rows, n: int, seed: int) -> "Figure":
 
 
 def _first(rows: Rows, n: int) -> Any:
-    whole_rows = rows._replace(data=loaded(rows.data))
-    return whole_rows.at(np.arange(min(n, len(rows.numbers)))).data
+    return rows.at(np.arange(min(n, len(rows.numbers)))).data
 
 
 def _reconstructions(model: Any, rows: Rows, n: int, seed: int) -> "Figure":
