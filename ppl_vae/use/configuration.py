@@ -3,7 +3,6 @@
 import re
 import sys
 import tomllib
-from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ import yaml
 
 from ppl_vae.errors import OptionError
 from ppl_vae.files import read_bytes, to_json, write_text
-
-LIBRARIES = {"ppl_vae": "ppl_vae", "torch": "torch", "pyro": "pyro", "numpy": "numpy"}
 
 
 class Loader(yaml.SafeLoader):
@@ -57,6 +54,7 @@ def read_options(path: str | PathLike) -> dict[str, Any]:
 
 def write_options(path: str | PathLike, options: dict[str, Any]) -> None:
     """Write options as JSON, and beside them the versions of what they were used with."""
-    versions = {name: import_module(module).__version__ for name, module in LIBRARIES.items()}
-    versions["python"] = ".".join(map(str, sys.version_info[:3]))
-    write_text(path, to_json({**options, "versions": versions}))
+    from ppl_vae.criticism.cells import versions
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    write_text(path, to_json({**options, "versions": {**versions(), "python": python}}))
