@@ -326,12 +326,26 @@ class Calibration:
 
         Raises: OptionError for the rules "conditional", of one level alone, and "tail"; as `score`.
         """
-        from scipy.stats import false_discovery_control
+        fdr = _rate(self.rule, fdr)  # before the work
+        return selected(self.p_values(data), self.rule, fdr)
 
-        fdr = _share("fdr", fdr)
-        if self.rule in ("conditional", "tail"):
-            raise OptionError(f"select: got the rule {self.rule!r}, expected 'conformal' or 'simultaneous'")
-        return false_discovery_control(self.p_values(data), method="bh") <= fdr * (1 + 1e-9)  # of ties
+
+def selected(p_values: np.ndarray, rule: str, fdr: float) -> np.ndarray:
+    """Which rows `Calibration.select` picks, (m,) of bool, by the p-values (m,) that its rule gave them.
+
+    Raises: OptionError, as that.
+    """
+    from scipy.stats import false_discovery_control
+
+    return false_discovery_control(p_values, method="bh") <= _rate(rule, fdr) * (1 + 1e-9)  # of ties
+
+
+def _rate(rule: str, fdr: Any) -> float:
+    """A false-discovery rate, by a rule that can select."""
+    fdr = _share("fdr", fdr)
+    if rule in ("conditional", "tail"):
+        raise OptionError(f"select: got the rule {rule!r}, expected 'conformal' or 'simultaneous'")
+    return fdr
 
 
 def calibrate(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_vae.criticism.calibration import Calibration
+from ppl_vae.criticism.calibration import Calibration, selected
 from ppl_vae.criticism.explanation import explain
 from ppl_vae.criticism.scores import score
 from ppl_vae.errors import OptionError, whole
@@ -70,7 +70,7 @@ def decided(
         "guarantee": asked.guarantee,
     }
     if fdr is not None:
-        columns["picked"] = asked.select(rows.data, fdr).astype(int)
+        columns["picked"] = selected(found.p_values, asked.rule, fdr).astype(int)
         figures |= {"fdr": fdr, "picked": int(columns["picked"].sum())}
     return pd.DataFrame(columns), figures
 
