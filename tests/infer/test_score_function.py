@@ -93,7 +93,7 @@ def test_mean_gradients_are_the_sum_over_all_codes(name, key):
     for n, gradient in expected.items():
         assert torch.all((found.mean[n] - gradient).abs() < 5 * found.error[n] + 1e-10), n
     for part in found.parts.values():
-        assert part.snr > 0.5
+        assert part.snr > 0.25  # more than two errors of the mean: the test can tell
 
 
 @pytest.mark.parametrize("name", CODES)
