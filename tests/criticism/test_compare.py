@@ -119,7 +119,8 @@ def test_differences_to_another_candidate(exact: pv.Comparison) -> None:
 
 
 def test_a_cell_is_what_its_parts_give_alone() -> None:
-    """Make, fit and evidence under one seed: so a user can repeat any line. AIS against the closed form of the weights."""
+    """Make, fit and evidence under one seed: so a user can repeat any line. AIS against the closed form of the weights,
+    three times 5 standard errors: 2e-6."""
     options = {"num_draws": 8, "steps": 10, "leapfrogs": 2}
     candidates = {f"q={q}": pv.Candidate(partial(linear, q), lr=0.03, batch_size=32) for q in (1, 3)}
     found = pv.compare(
@@ -332,6 +333,7 @@ def test_budgets_that_are_none(given: Any, message: str) -> None:
 
 
 def test_a_refitted_encoder_measures_the_decoder() -> None:
+    """Two bounds not above log p(x) by 5 standard errors, 6e-7; of the fit: within .02 of it, where the old one is .1 off."""
     vae = linear(2, 0)
     pv.fit(vae, TRAIN, epochs=40, lr=0.03, batch_size=32, progress=False)
     with torch.no_grad():

@@ -61,7 +61,9 @@ def moved(ppca):
 
 
 def test_bounds_are_ordered_and_below_log_p(moved):
-    """ELBO < IWAE_5 < IWAE_50 < log p on average over 300 steps, each gap above 4 standard errors of the pairs."""
+    """ELBO < IWAE_5 < IWAE_50 < log p on average over 300 steps, each gap above 4 standard errors of the pairs.
+
+    Fails by chance at 3e-5: what the last bound may lie above log p."""
     bounds = [
         np.array([-loss(moved, name, k, step) for step in range(300)])
         for name, k in (("elbo", 1), ("iwae", 5), ("iwae", 50))
