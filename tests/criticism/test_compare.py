@@ -333,7 +333,7 @@ def test_budgets_that_are_none(given: Any, message: str) -> None:
 
 
 def test_a_refitted_encoder_measures_the_decoder() -> None:
-    """Two bounds not above log p(x) by 5 standard errors, 6e-7; of the fit: within .02 of it, where the old one is .1 off."""
+    """Two bounds not above log p(x) by 5 standard errors, 6e-7; of the fit: within .02 of it, the old one .1 off."""
     vae = linear(2, 0)
     pv.fit(vae, TRAIN, epochs=40, lr=0.03, batch_size=32, progress=False)
     with torch.no_grad():

@@ -145,7 +145,7 @@ def kl_of_relaxed_bits(vae):
 
 
 def test_relaxed_bits_keep_a_kl_above_the_discrete_one_at_any_temperature():
-    """Means of 48,000 draws to 0.02, more than 5 standard errors (1e-6): the relaxed bound tends to less than the discrete."""
+    """Means of 48,000 draws to 0.02, over 5 standard errors (1e-6): the relaxed bound tends to less than the discrete."""
     vae = program("bernoulli")
     expected, kl = float(kl_of_relaxed_bits(vae).mean()), float(exact(vae, "bernoulli")[1].mean().detach())
     for temperature in (1.0, 0.3):
