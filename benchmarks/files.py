@@ -36,7 +36,7 @@ import pandas as pd
 
 import ppl_vae as pv
 from ppl_vae.files import digest, to_json
-from ppl_vae.use.store import MAX_JSON, MAX_VALUES
+from ppl_vae.use.store import PAIR
 
 X = np.random.RandomState(0).randn(60, 4).astype("float32")
 
@@ -429,7 +429,7 @@ HOSTILE: dict[str, Callable[[Path, Path], None]] = {
     "header claims 100 MB": lambda f, _: weights(f, (100 * 2**20).to_bytes(8, "little") + b"{}"),
     "header claims 2^63": lambda f, _: weights(f, (2**63).to_bytes(8, "little") + b"{}"),
     "header of 1 GB": lambda f, _: weights(f, 2**30),
-    "header of many tensors": lambda f, _: weights(f, many_tensors(MAX_JSON // 64)),
+    "header of many tensors": lambda f, _: weights(f, many_tensors(PAIR.most // 64)),
     "weights of 10 GB": lambda f, _: weights(f, 10 * 2**30, 1000),
     "weights are a link": linked("*.safetensors"),
     "model.json is a link": linked("model.json"),
@@ -440,8 +440,8 @@ HOSTILE: dict[str, Callable[[Path, Path], None]] = {
     "things 200 deep": deep_nodes(200),
     "50,000 things": node(kind="ensemble", parts=FEWER),
     "100,000 things": node(kind="ensemble", parts=MANY),
-    "most values": values("[" + "[]," * (MAX_VALUES // 9 - 1000) + "0]"),
-    "most objects": values("[" + '{"a":0},' * (MAX_VALUES // 9 - 1000) + "0]"),
+    "most values": values("[" + "[]," * (PAIR.values // 9 - 1000) + "0]"),
+    "most objects": values("[" + '{"a":0},' * (PAIR.values // 9 - 1000) + "0]"),
     "too many values": values("[" + "0," * (7 * 2**20) + "0]"),
     "model.json of 17 MB": values('"' + "x" * (17 * 2**20) + '"'),
     "latent of 1e12": recipe(latent=10**12),

@@ -15,6 +15,8 @@ ROOT = (
     "errors",
     "options",
     "files",
+    "pairs",
+    "versions",
     "plugins",
     "progress",
 )  # root-level modules that know no model: the top of the order

@@ -4,21 +4,20 @@ import re
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
-import safetensors.numpy
-import safetensors.torch
 import torch
 
 from ppl_vae.criticism.described import attributes, described, own
 from ppl_vae.data.tables import read
 from ppl_vae.errors import MissingFileError, ModelFileError
-from ppl_vae.files import digest, from_json, read_bytes, to_json, write_bytes, write_text
+from ppl_vae.files import digest, to_json
 from ppl_vae.infer.draws import each_block
+from ppl_vae.pairs import Pair, pack, refuse
+from ppl_vae.versions import versions
 
-FORMAT = "ppl_vae comparison cell 1"
+FORMAT = "ppl_vae comparison cell 2"
 POINTWISE = ("log_p", "mcse", "doubtful", "bound", "k_hat")
 FIGURES = ("seconds", "gradients", "epochs", "stopped", "active", "latent", "num_draws")
 
@@ -57,13 +56,12 @@ def fingerprint(vae: Any, data: Any) -> dict[str, Any]:
     """
     few = vae.batch(data).rows(slice(4))
     (densities,) = each_block(vae, few, 2, 0, lambda block: (block.log_lik, block.log_prior, block.log_q))
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in vae.state_dict().items()}
     return {
         "structure": re.sub(r" at 0x[0-9a-f]+", "", str(vae)),
         "recipe": repr(getattr(vae, "recipe", None)),
         "schema": repr(vae.schema),
         "parts": described([_own_part(name, part) for name, part in vae.named_modules()]),
-        "state": digest(safetensors.torch.save(state)),
+        "state": digest(pack(vae.state_dict())),
         # to few digits: another machine may round otherwise
         "densities": [f"{value:.4g}" for part in densities for value in part.flatten().tolist()],
     }
@@ -84,12 +82,6 @@ def data_digest(data: Any) -> str:
     return digest(head.encode() + np.ascontiguousarray(table.values).tobytes())
 
 
-def versions() -> dict[str, str]:
-    """Of this library and those that the figures come from, for a reader's eyes."""
-    own = import_module("ppl_vae").__version__
-    return {"ppl_vae": own, "torch": str(torch.__version__), "pyro": pyro.__version__, "numpy": np.__version__}
-
-
 # ---- the files
 
 
@@ -99,8 +91,7 @@ def stem(folder: Path, candidate: str, seed: int, key: str) -> Path:
 
 
 def save(path: Path, key: str, cell: Cell) -> None:
-    """Write a cell: figures as JSON, after the numbers row by row as safetensors, so that what has figures is whole."""
-    arrays = safetensors.numpy.save(cell.pointwise)
+    """Write a cell: figures as JSON, the numbers row by row as safetensors."""
     content = {
         "format": FORMAT,
         "key": key,
@@ -109,10 +100,9 @@ def save(path: Path, key: str, cell: Cell) -> None:
         "seed": cell.seed,
         "figures": cell.figures,
         "error": cell.error,
-        "pointwise": {"sha256": digest(arrays)},
     }
-    write_bytes(path.with_name(path.name + ".safetensors"), arrays)
-    write_text(path.with_name(path.name + ".json"), to_json({**content, "sha256": digest(to_json(content).encode())}))
+    pointwise = {name: torch.from_numpy(values) for name, values in cell.pointwise.items()}
+    _pair(path).write(path.parent, content, pointwise)
 
 
 def load(path: Path, key: str) -> Cell | None:
@@ -120,29 +110,23 @@ def load(path: Path, key: str) -> Cell | None:
 
     Raises: ModelFileError naming the file, for one that is damaged or of another origin.
     """
-    file = path.with_name(path.name + ".json")
+
+    def check(file: Path, content: dict[str, Any]) -> None:
+        if content.get("format") != FORMAT:
+            refuse(file, "another kind of file", f"a {FORMAT}")
+        if content.get("key") != key:
+            other = f"the cell of candidate {content.get('candidate')!r} with the key {content.get('key')}"
+            refuse(file, other, f"the key {key}")
+
     try:
-        raw = read_bytes(file)
+        content, tensors = _pair(path).read(path.parent, check)
     except MissingFileError:
         return None
-    content = from_json(raw, str(file))
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        _refuse(file, "another kind of file", f"a {FORMAT}")
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    if digest(to_json(rest).encode()) != content.get("sha256"):
-        _refuse(file, "content that is not what was saved", "it unchanged")
-    if content["key"] != key:
-        _refuse(file, f"the cell of candidate {content['candidate']!r} with the key {content['key']}", f"the key {key}")
-    arrays = path.with_name(path.name + ".safetensors")
-    try:
-        packed = read_bytes(arrays)
-    except MissingFileError:
-        _refuse(arrays, "nothing there", f"the numbers of {file.name}")
-    if digest(packed) != content["pointwise"]["sha256"]:
-        _refuse(arrays, "content that is not what was saved", "it unchanged")
-    pointwise = {} if content["error"] is not None else safetensors.numpy.load(packed)
+    except ModelFileError as error:
+        raise ModelFileError(f"{error}; delete it to have the cell run again") from None
+    pointwise = {name: value.numpy() for name, value in tensors.items()}
     return Cell(content["candidate"], content["seed"], content["figures"], pointwise, content["error"])
 
 
-def _refuse(file: Path, got: str, expected: str) -> NoReturn:
-    raise ModelFileError(f"{file}: got {got}, expected {expected}; delete it to have the cell run again")
+def _pair(path: Path) -> Pair:
+    return Pair("a cell", path.name, path.name)

@@ -34,6 +34,7 @@ from ppl_vae.infer.training import check_options as check_fit
 from ppl_vae.infer.training import fit as train_model
 from ppl_vae.model.mixed import Columnwise
 from ppl_vae.progress import tqdm
+from ppl_vae.versions import versions
 
 
 class Candidate:
@@ -169,7 +170,7 @@ def compare(
         "budget": budget,
         "seeds": seeds,
         "num_draws": num_draws,
-        "versions": cells.versions(),
+        "versions": versions(),
     }
     settings = described(common)
     # once, before a fit changes what its callbacks read; and what no key can be made of is refused now

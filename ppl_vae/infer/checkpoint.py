@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import MissingFileError, OptionError, number, whole
-from ppl_vae.files import read_pair, write_pair
 from ppl_vae.infer.elbo import restore, state_of
 from ppl_vae.infer.scope import remember
+from ppl_vae.pairs import Pair
 
-NAME, FORMAT = "checkpoint", 1
+PAIR, FORMAT = Pair("the checkpoint", "checkpoint", "checkpoint"), 1
 OWN = "pyro.param:"
 """Marks parameters that a model's programs put into Pyro's store themselves."""
 GENERATORS = ("rows_before", "rows", "torch")
@@ -76,7 +76,7 @@ class Checkpoint:
         Raises: ModelFileError where the folder cannot be written.
         """
         content = {"format": FORMAT, "fit": fit, "numbers": as_json(state.numbers)}
-        write_pair(self.folder, NAME, content, state.tensors)
+        PAIR.write(self.folder, content, state.tensors)
         self.at, self.step = time.monotonic(), step
 
     def read(self, fit: dict[str, Any]) -> State | None:
@@ -85,7 +85,7 @@ class Checkpoint:
         Raises: OptionError that names what another fit there differs in; ModelFileError for a damaged one.
         """
         try:
-            content, tensors = read_pair(self.folder, NAME)
+            content, tensors = PAIR.read(self.folder)
         except MissingFileError:
             return None
         there: dict[str, Any] = content["fit"] if content["format"] == FORMAT else {"format": content["format"]}

@@ -54,7 +54,7 @@ def read_options(path: str | PathLike) -> dict[str, Any]:
 
 def write_options(path: str | PathLike, options: dict[str, Any]) -> None:
     """Write options as JSON, and beside them the versions of what they were used with."""
-    from ppl_vae.criticism.cells import versions
+    from ppl_vae.versions import versions
 
     python = ".".join(map(str, sys.version_info[:3]))
     write_text(path, to_json({**options, "versions": {**versions(), "python": python}}))

@@ -26,6 +26,7 @@ from ppl_vae.errors import DataError, MissingFileError, ModelFileError, OptionEr
 from ppl_vae.files import digest, from_json, locked, read_bytes, to_json, write_bytes, write_text
 from ppl_vae.progress import tqdm
 from ppl_vae.use.store import load, save
+from ppl_vae.versions import versions
 
 FORMAT = "ppl_vae parts 1"
 MANIFEST = "_manifest.json"
@@ -225,7 +226,7 @@ def _run(
         told = {"sources": [of[1:] for of in sources], "shards": [shard[1:] for shard in cut]}
         key = cells.key({"format": FORMAT, "what": what, "model": sha256, "options": options, **told})
         files = [{"file": Path(of.path).name, "rows": of.rows, "size": of.size, "sha256": of.sha256} for of in sources]
-        begun = Manifest(folder, key, {"what": what, **options}, files, [], cells.versions())
+        begun = Manifest(folder, key, {"what": what, **options}, files, [], versions())
         held.enter_context(_alone(folder))
         _claim(begun)
         if not given:

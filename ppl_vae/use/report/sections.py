@@ -29,7 +29,7 @@ from ppl_vae.use.report.charts import Interval, Span, cut, short
 from ppl_vae.use.report.explorer import CLASSES, explorer, known_names, own_names, own_values
 from ppl_vae.use.report.graph import code, graph, sites
 from ppl_vae.use.report.pictures import cell, coloured, image_shape, limits, pixels, png, strip
-from ppl_vae.use.store import versions
+from ppl_vae.versions import versions
 
 ROWS, CELLS = 10_000, 1_000_000
 """Rows that are scored, at most, and their cells, but of 500 rows in any case."""
