@@ -198,6 +198,7 @@ def test_of_the_weights_the_export_has_their_own_densities():
     assert np.allclose(exported.sample_stats["log_p_shared"][0], log_joint)
 
 
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter")
 def test_an_encoder_that_is_not_exact_costs_particles(nuts):
     """The error of each log p(x_i | w) makes leaving out too low, by about its square a row; 64 particles keep it small."""
     few = {name: value[:300] for name, value in nuts.items()}
