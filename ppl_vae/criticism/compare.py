@@ -23,7 +23,7 @@ from ppl_vae.data.schema import Schema
 from ppl_vae.data.tables import held_by
 from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError, choose, first_line, whole
 from ppl_vae.infer.draws import Draws, each_block, facts, guided, row_keys, space, traces
-from ppl_vae.infer.evidence import Evidence, log_evidence
+from ppl_vae.infer.evidence import METHODS, Evidence, log_evidence
 from ppl_vae.infer.evidence import checked_options as checked_evidence
 from ppl_vae.infer.local import checked_options
 from ppl_vae.infer.local import posterior as draw
@@ -315,6 +315,7 @@ def _own(method: str) -> Callable[..., Evidence]:
     def estimate(vae: Any, shared: Shared, seed: int, options: dict[str, Any]) -> Evidence:
         return log_evidence(vae, _rows(shared.test), method, seed=seed, **options)
 
+    estimate.__doc__ = METHODS[method].__doc__
     return estimate
 
 

@@ -87,6 +87,7 @@ def checked_options(method: str, options: dict[str, Any], what: str = "method") 
 
 
 def _amortized(vae: Any, batch: Batch, num_draws: int, seed: int) -> Draws:
+    """The encoder's own q(z|x) (Kingma & Welling 2013)."""
     return joined(each_block(vae, batch, num_draws, seed, lambda block: block), 1)
 
 
@@ -120,7 +121,7 @@ def _stats(parts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _own_family(make: Callable[..., Any], steps: int, lr: float) -> Callable[..., Draws]:
+def _own_family(make: Callable[..., Any], steps: int, lr: float, text: str) -> Callable[..., Draws]:
     """Variational inference for each row on its own."""
 
     def method(
@@ -138,6 +139,7 @@ def _own_family(make: Callable[..., Any], steps: int, lr: float) -> Callable[...
 
         return _by_block(vae, batch, particles, seed, draw)
 
+    method.__doc__ = text
     return method
 
 
@@ -154,6 +156,8 @@ def _weighed(make: Callable[..., Joint], u: Tensor, log_q: Tensor) -> Draws:
 
 
 def _laplace(vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = 300, lr: float = 0.05) -> Draws:
+    """A normal at the mode of each row's p(z|x), by its curvature there (Tierney & Kadane 1986)."""
+
     def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
         one = joint(1)
         if one.shared:  # each draw of these has a mode of its own
@@ -170,6 +174,7 @@ def _laplace(vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = 
 
 
 def _sir(vae: Any, batch: Batch, num_draws: int, seed: int, *, candidates: int | None = None) -> Draws:
+    """The encoder's draws resampled by their weights (Rubin 1987)."""
     candidates, keys = candidates or 20 * num_draws, mix(row_keys(batch, seed) + 3)
     with reading(vae, seed):
         check(vae, batch)
@@ -206,6 +211,7 @@ def _hmc(
     warmup: int = 300,
     leapfrogs: int = 8,
 ) -> Draws:
+    """Chains of Hamiltonian Monte Carlo, each accepted on its own (Neal 2011)."""
     chains = min(chains or max(1, min(16, num_draws // 25)), num_draws)  # none too short to be judged
     length = ceil(num_draws / chains)
 
@@ -220,6 +226,7 @@ def _hmc(
 
 
 def _nuts(vae: Any, batch: Batch, num_draws: int, seed: int, *, chains: int = 4, warmup: int = 300) -> Draws:
+    """Pyro's no-U-turn sampler, all rows in one trajectory (Hoffman & Gelman 2014)."""
     chains = min(chains, max(1, num_draws // 4))  # Pyro wants four draws of each
     length = max(ceil(num_draws / chains), 4)
 
@@ -279,8 +286,12 @@ def convergence(chains: np.ndarray) -> dict[str, np.ndarray]:
 
 METHODS: dict[str, Callable[..., Draws]] = {
     "amortized": _amortized,
-    "svi": _own_family(RowNormal, 500, 0.05),
-    "flow": _own_family(RowFlow, 1000, 0.02),
+    "svi": _own_family(
+        RowNormal, 500, 0.05, "A mean-field normal for each row, started at the encoder's answer (Kim et al. 2018)."
+    ),
+    "flow": _own_family(
+        RowFlow, 1000, 0.02, "A normalizing flow for each row, started at the encoder's answer (Cremer et al. 2018)."
+    ),
     "laplace": _laplace,
     "sir": _sir,
     "hmc": _hmc,

@@ -457,20 +457,31 @@ def draw(
 
 
 def parts() -> dict[str, Any]:
-    """List the priors, likelihoods, posteriors, objectives, scores and pictures by name."""
+    """List what options take by name: priors, likelihoods, posteriors, objectives, scores, rules, checks, pictures; and what
+    the file of `compare` takes: methods as a candidate's `posterior`, and `evidence`.
+    """
+    from ppl_vae.criticism.beyond import BEYOND, needs
+    from ppl_vae.criticism.checks import CHECKS
+    from ppl_vae.criticism.compare import EVIDENCE
+    from ppl_vae.criticism.conformal import RULES
     from ppl_vae.criticism.scores import SCORES
+    from ppl_vae.infer.local import METHODS
     from ppl_vae.infer.objectives import objectives
     from ppl_vae.model.build import likelihoods, posteriors, priors
     from ppl_vae.use.pictures import PICTURES
 
-    listed = {
-        "prior": priors(),
-        "likelihood": likelihoods(),
-        "posterior": posteriors(),
-        "objective": {name: one.text for name, one in objectives().items()},
-        "score": {name: one.text for name, one in SCORES.items()},
-        "picture": {name: one.text for name, one in PICTURES.items()},
+    rows: dict[str, dict[str, Any]] = {
+        "objective": objectives(),
+        "score": SCORES
+        | {name: call for name, call in BEYOND.items() if not needs(call)},  # a model cannot come in by name
+        "rule": RULES,
+        "check": CHECKS,
+        "method": METHODS,
+        "evidence": EVIDENCE,
+        "picture": PICTURES,
     }
+    listed = {"prior": priors(), "likelihood": likelihoods(), "posterior": posteriors()}
+    listed |= {kind: {name: _told(row) for name, row in named.items()} for kind, named in rows.items()}
     for kind, named in listed.items():
         for name, text in named.items():
             print(f"{kind:<11} {name:<32} {text}")
@@ -530,6 +541,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 # ---- what they share
+
+
+def _told(row: Any) -> str:
+    """What a row of a registry says of itself: its text, or the first paragraph of a function's docstring."""
+    text = getattr(row, "text", None) or (inspect.getdoc(row) or "").partition("\n\n")[0]
+    return " ".join(text.split()).removesuffix(".")
 
 
 def _rows(data: str, missing: list[str] | str | None = None, names: list[str] | None = None) -> Any:
@@ -619,7 +636,15 @@ DATA = "a .npy, .npz, .csv or .parquet file, or the name of a data set"
 SHELLS = ("bash", "zsh", "tcsh")
 TABLE = "file: .csv, .parquet, .npz or .npy"
 CONTAMINATION = 0.05
-SCORING = "reconstruction_probability | expected_log_likelihood | elbo | iwae | kl_to_prior | reconstruction_error"
+SCORING = (
+    "reconstruction_probability | expected_log_likelihood | elbo | iwae | kl_to_prior | reconstruction_error | ... "
+    "(see `ppl-vae parts`)"
+)
+RULE = "conformal | conditional | simultaneous | tail"
+CHECKS = (
+    "active_units | collapse | kl | information | rate_distortion | evidence | gaps | gradients | calibration | "
+    "predictive | pit, or several, as [active_units,evidence]; []: all"
+)
 
 
 class Command(ArgumentParser):
@@ -707,13 +732,14 @@ def _fit_arguments(one: Command) -> None:
     _add_reading(one)
     _add_options(one, "model.", ModelOptions)
     values = dict[str, bool | int | float | str | list[int]]
-    text = 'options of prior, likelihood, posterior and nets, as {"components": 20}'
+    text = 'options of prior, likelihood, posterior and nets, as {"components": 20} (see `ppl-vae parts`)'
     one.add_argument("--parts", type=values, default={}, help=text)
     _add_options(one, "fit.", FitOptions)
     one.add_argument(
         "--seed", action=Seed, dest=SUPPRESS, default=SUPPRESS, metavar="SEED", help="of both: model.seed and fit.seed"
     )
-    one.add_argument("--objective_options", type=values, default={}, help='of the objective, as {"alpha": 0.3}')
+    text = 'of the objective, as {"alpha": 0.3} (see `ppl-vae parts`)'
+    one.add_argument("--objective_options", type=values, default={}, help=text)
     _add_common(one)
 
 
@@ -721,7 +747,7 @@ def _calibrate_arguments(one: Command) -> None:
     _add_model_and_data(one)
     one.add_argument("--out", type=str, required=True, help="folder")
     one.add_argument("--level", type=float, default=0.05, help="share of normal rows to come that may be flagged")
-    one.add_argument("--rule", type=str, default="conformal", help="conformal | conditional | simultaneous | tail")
+    one.add_argument("--rule", type=str, default="conformal", help=RULE)
     one.add_argument("--delta", type=float, default=0.1, help="how often conditional and simultaneous may fail")
     _add_scoring(one)
     _add_reading(one)
@@ -738,7 +764,8 @@ def _score_arguments(one: Command) -> None:
     text = "true | traced (without a compiler) | false | auto (where it pays): by a graph"
     one.add_argument("--compiled", type=bool | str, default="auto", help=text)
     one.add_argument("--level", type=float | None, default=None, help="of a calibration, instead of its own")
-    one.add_argument("--rule", type=str | None, default=None, help="of a calibration, instead of its own")
+    text = f"{RULE}; of a calibration, instead of its own"
+    one.add_argument("--rule", type=str | None, default=None, help=text)
     one.add_argument(
         "--fdr", type=float | None, default=None, help="by a calibration: pick rows, this share being normal"
     )
@@ -774,8 +801,7 @@ def _sample_arguments(one: Command) -> None:
 def _diagnose_arguments(one: Command) -> None:
     _add_model_and_data(one)
     one.add_argument("--out", type=str, default="diagnosis.csv", help=TABLE)
-    text = "a name, or names as [active_units,evidence]; []: all"
-    one.add_argument("--checks", type=list[str] | str, default=[], help=text)
+    one.add_argument("--checks", type=list[str] | str, default=[], help=CHECKS)
     one.add_argument("--num_draws", type=int, default=1000, help="Monte Carlo draws a row")
     one.add_argument("--seed", type=int, default=0, help="of the draws")
     _add_device(one)
@@ -784,7 +810,8 @@ def _diagnose_arguments(one: Command) -> None:
 
 
 def _compare_arguments(one: Command) -> None:
-    one.position("experiment", "a YAML, JSON or TOML file: data, candidates or a grid, seeds, budget, evidence")
+    text = "a YAML, JSON or TOML file: data, candidates or a grid, seeds, budget, evidence; `ppl-vae parts` lists the names"
+    one.position("experiment", text)
     one.add_argument("--out", type=str, required=True, help="folder")
     one.add_argument("--jobs", type=int, default=1, help="cells to run at a time, each in a process of its own")
     one.add_argument("--retry", action="store_true", help="also run cells again that failed before")
