@@ -32,7 +32,7 @@ from ppl_vae.use.mistakes import told
 
 WRONG, INTERRUPTED = 2, 130
 """Exit codes: of an error that the user can mend, and (by the shells' convention, 128 + SIGINT) of Ctrl-C."""
-NOT_OF_THE_RESULT = ("config", "quiet", "json", "out", "shards")
+NOT_OF_THE_RESULT = ("config", "quiet", "json", "out", "shards", "force")
 """Arguments that do not decide what is written, only where."""
 
 
@@ -95,6 +95,7 @@ def _run(command: str, given: dict[str, Any]) -> None:
     """Call a command with those of its arguments that its signature names, and write down what it was asked."""
     call, first = COMMANDS[command], os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     asked = {**given, "reading": ReadingOptions(**_fields(ReadingOptions, given))}
+    _check_apart(given)
     with _silence(given.get("quiet") or given.get("json") or not first), _tidy(given.get("out")):
         figures = call(**{name: asked[name] for name in inspect.signature(call).parameters})
     if first:
@@ -123,6 +124,22 @@ def _tidy(out: str | None) -> Iterator[None]:
             with suppress(OSError):  # it was never made, or holds something
                 Path(out).rmdir()
         raise
+
+
+def _check_apart(given: dict[str, Any]) -> None:
+    """No result is written over the rows that it is made of."""
+    name = "shards" if given.get("shards") else "out"
+    out = given.get(name)
+    for source in ("data", "given"):
+        path = given.get(source)
+        if out is not None and path is not None and Path(path).exists() and Path(out).resolve() == Path(path).resolve():
+            raise OptionError(f"{name}: got {out!r}, from which the rows are read, expected another name")
+
+
+def _check_free(out: str, force: bool, otherwise: str = "a folder without one, or --force to replace it") -> None:
+    """A model is minutes or days of work: none is written over unasked."""
+    if Path(out, "model.json").exists() and not force:
+        raise OptionError(f"out: got {out!r}, which holds a model, expected {otherwise}")
 
 
 def _folder(out: str) -> Path:
@@ -184,6 +201,7 @@ def fit(
     objective_options: dict[str, Any],
     log: list[str] | str,
     device: str | None,
+    force: bool,
     quiet: bool,
     reading: ReadingOptions,
 ) -> dict[str, Any]:
@@ -192,12 +210,14 @@ def fit(
     With --labels to the normal rows alone. On request also scores.csv and imputed.csv of the same rows.
     """
     from ppl_vae.infer.callbacks import callbacks
+    from ppl_vae.infer.checkpoint import is_kept
     from ppl_vae.infer.training import fit as train
     from ppl_vae.model.build import build
     from ppl_vae.use.reading import read_rows
     from ppl_vae.use.store import save
 
     model_options, fit_options = ModelOptions(**vars(model)), FitOptions(**vars(fit))
+    _check_free(out, force or is_kept(fit_options.checkpoint))  # the fit that goes on wrote that model, or is refused
     rows, folder = read_rows(data, reading).normal(), _folder(out)
     vae = build(rows.data, **asdict(model_options), **_checked_parts(parts))
     if model_options.likelihood == "infer":
@@ -233,6 +253,7 @@ def calibrate(
     num_draws: int,
     seed: int,
     device: str | None,
+    force: bool,
     reading: ReadingOptions,
 ) -> dict[str, Any]:
     """Calibrate decisions on normal rows that the model was not fitted to; writes a folder for `ppl-vae score`."""
@@ -240,6 +261,7 @@ def calibrate(
     from ppl_vae.use.reading import read_rows
     from ppl_vae.use.store import save
 
+    _check_free(out, force)
     rows = read_rows(data, reading).normal()
     vae = _load(model, device)
     found = run(vae, rows.data, level=level, rule=rule, delta=delta, scoring=scoring, num_draws=num_draws, seed=seed)
@@ -354,6 +376,7 @@ def compare(experiment: str, out: str, jobs: int, retry: bool, quiet: bool) -> d
     from ppl_vae.criticism.compare import compare as run
     from ppl_vae.use.experiment import experiment as read
 
+    _check_free(out, False, "a folder without one")
     jobs, plan, folder = whole("jobs", jobs), read(experiment), _folder(out)
     others = _rows(plan.test) if isinstance(plan.test, str) else None
     train, test = plan.split(_rows(plan.data, plan.missing, plan.names), others)
@@ -720,6 +743,7 @@ def _demo_arguments(one: Command) -> None:
 def _fit_arguments(one: Command) -> None:
     one.position("data", DATA)
     one.add_argument("--out", type=str, required=True, help="folder")
+    _add_force(one)
     one.add_argument("--scores", action="store_true", help="also score these rows, into scores.csv")
     one.add_argument("--imputations", action="store_true", help="also fill their missing cells, into imputed.csv")
     one.add_argument(
@@ -746,6 +770,7 @@ def _fit_arguments(one: Command) -> None:
 def _calibrate_arguments(one: Command) -> None:
     _add_model_and_data(one)
     one.add_argument("--out", type=str, required=True, help="folder")
+    _add_force(one)
     one.add_argument("--level", type=float, default=0.05, help="share of normal rows to come that may be flagged")
     one.add_argument("--rule", type=str, default="conformal", help=RULE)
     one.add_argument("--delta", type=float, default=0.1, help="how often conditional and simultaneous may fail")
@@ -882,6 +907,10 @@ def _add_common(one: Command) -> None:
 def _add_model_and_data(one: Command, model: str = "folder of a model") -> None:
     one.position("model", model)
     one.position("data", DATA)
+
+
+def _add_force(one: Command) -> None:
+    one.add_argument("--force", action="store_true", help="replace the model that --out holds")
 
 
 def _add_device(one: Command) -> None:

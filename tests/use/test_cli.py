@@ -101,7 +101,7 @@ def test_from_a_raw_table_to_scores_and_imputations(run: Run) -> None:
     assert Path("again.csv").read_bytes() == Path("m/imputed.csv").read_bytes()
     assert run("score", "m", "raw.csv", "--out", "again.csv", *reading)[0] == 0
     assert Path("again.csv").read_bytes() == Path("m/scores.csv").read_bytes()
-    assert run("fit", "raw.csv", "--out", "m", *SMALL, *reading, "--model.likelihood", "infer")[0] == 0
+    assert run("fit", "raw.csv", "--out", "m", "--force", *SMALL, *reading, "--model.likelihood", "infer")[0] == 0
     assert not Path("m/scores.csv").exists() and not Path("m/imputed.csv").exists()  # they were of the model before
     code, _, err = run("score", "m", "raw.csv", *reading[:2])
     assert code == 2 and "'age'" in err and "'?'" in err
