@@ -94,7 +94,7 @@ def compare(
     retry: bool = False,
     progress: bool = True,
 ) -> Comparison:
-    """Fit every candidate under every seed with one budget, and compare them by held-out log evidence.
+    """Fit every candidate under every seed with one budget, and compare them by held-out log evidence (Wu et al. 2017).
 
     All are measured by one estimator on the same rows. "ais" and "refit" use no encoder of the fit, so that a model does
     not look better for its encoder; "iwae" and "psis" use it. Where a cell fails its reason is kept, and the others go on.
@@ -325,7 +325,7 @@ def _rows(test: Any) -> Any:
 
 
 def _refit(vae: Any, shared: Shared, seed: int, options: dict[str, Any]) -> Evidence:
-    """The K-draw bound under a fresh encoder, the same architecture for all candidates."""
+    """The K-draw bound under a fresh encoder, the same architecture for all candidates (Mattei & Frellsen 2018)."""
     drawn = {name: options[name] for name in options.keys() & {"num_draws"}}
     encoder = {name: value for name, value in options.items() if name not in drawn}
     return log_evidence(refitted(vae, shared.train, seed=seed, **encoder), shared.test, "iwae", seed=seed, **drawn)

@@ -27,6 +27,8 @@ NOISY = 0.5
 class Evidence:
     """Estimates of log p(x) for n rows, in nats of the data in its own units; "iwae" and "ais" from below on average.
 
+    Sources: Burda et al. (2016), k-hat Vehtari et al. (2024), bounds on both sides Grosse et al. (2016).
+
     Attributes:
         log_p: (n,).
         mcse: (n,) Monte Carlo standard errors, by the delta method; never above 1, and not to be trusted above 0.5.

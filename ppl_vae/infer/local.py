@@ -35,10 +35,11 @@ def posterior(
     Args:
         vae: a model with its guide.
         data: n rows.
-        method: "amortized", the encoder's; "svi" and "flow", a mean-field normal and a normalizing flow for each row,
-            started at the encoder's answer and refined; "laplace", a normal at the mode; "sir", the encoder's draws
-            resampled by their weights; "hmc", chains of Hamiltonian Monte Carlo, each accepted on its own; "nuts", Pyro's,
-            all rows in one trajectory.
+        method: "amortized", the encoder's (Kingma & Welling 2013); "svi" and "flow", a mean-field normal (Kim et al. 2018)
+            and a normalizing flow (Cremer et al. 2018) for each row, started at the encoder's answer and refined; "laplace",
+            a normal at the mode (Tierney & Kadane 1986); "sir", the encoder's draws resampled by their weights (Rubin
+            1987); "hmc", chains of Hamiltonian Monte Carlo, each accepted on its own (Neal 2011); "nuts", Pyro's, all rows
+            in one trajectory (Hoffman & Gelman 2014).
         num_draws: S, of all chains together.
         seed: of the noise. A row's draws do not depend on other rows, but for "nuts"; rounding, which does, may lead chains
             of "hmc" elsewhere.
