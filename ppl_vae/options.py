@@ -10,7 +10,8 @@ class ModelOptions:
     Attributes:
         latent: number of latent dimensions k.
         hidden: widths of the hidden layers, as [128] or [256,64]; [] makes a linear net.
-        likelihood: a name for all columns, as normal, student_t, bernoulli, poisson; or infer: each column by its type.
+        likelihood: a name for all columns, as normal, student_t, bernoulli, poisson (see `ppl-vae parts`); or infer: each
+            column by its type.
         prior: standard_normal | normal | mixture | vamp | flow | laplace | student_t | ... (see `ppl-vae parts`).
         posterior: mean_field | low_rank | full_rank | iaf | spline_flow | mixture | delta | ... (see `ppl-vae parts`).
         nets: mlp | cnn.

@@ -1,4 +1,5 @@
-"""Every public name says in a sentence what it is, then its arguments and no other, what it returns and raises."""
+"""Every public name says in a sentence what it is, then its arguments and no other, what it returns and raises; a method
+of statistics also whose it is."""
 
 import inspect
 import re
@@ -10,9 +11,50 @@ import pytest
 
 import ppl_vae as pv
 from ppl_vae import OptionError
+from ppl_vae.criticism.beyond import BEYOND
+from ppl_vae.criticism.checks import CHECKS
+from ppl_vae.criticism.compare import EVIDENCE
+from ppl_vae.criticism.conformal import RULES
+from ppl_vae.criticism.scores import SCORES
+from ppl_vae.infer import evidence, local
+from ppl_vae.infer.objectives import OBJECTIVES
+from ppl_vae.infer.optim import SCHEDULES
+from ppl_vae.model.families import LIKELIHOODS
+from ppl_vae.model.posteriors import POSTERIORS
+from ppl_vae.model.priors import PRIORS
+from ppl_vae.model.weights import WEIGHTS
 
 ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*):", re.MULTILINE)
 OURS = re.compile(r"^\s*raise (\w+Error)\b", re.MULTILINE)
+NAME = r"[A-Z][\w'-]+"
+SOURCE = re.compile(rf"{NAME}(?: & {NAME})?(?: et\s+al\.)?,?\s+\(?(?:19|20)\d\d\b")
+"""Kingma & Welling 2013; Cremer et al. (2018)."""
+NO_METHOD = {
+    "containers": "Batch Candidate Comparison Dataset Diagnosis Draws Explanation History Imputed Manifest Schema Scores "
+    "Simulated",
+    "the interface of a user's own programs": "Programs",
+    "files": "load save read_csv score_files impute_files report to_arviz",
+    "lists, whose rows are asked themselves": "likelihoods objectives posteriors priors",
+    "what `fit` is, of several models": "fit_many",
+    "expectations and draws under p(x|z), as they are written": "decode generate interpolate predict reconstruct",
+}
+REGISTRIES: dict[str, tuple[dict[str, Any], str]] = {
+    "objectives": (OBJECTIVES, ""),
+    "scores": (SCORES | BEYOND, ""),
+    "rules": (RULES, ""),
+    "checks": (CHECKS, ""),
+    "methods": (local.METHODS, ""),
+    "evidence": (evidence.METHODS | EVIDENCE, ""),
+    "priors": (PRIORS, "flat normal mixture enumerated_mixture laplace student_t dirichlet bernoulli categorical"),
+    "posteriors": (POSTERIORS, "delta bernoulli categorical"),
+    "likelihoods": (
+        LIKELIHOODS,
+        "low_rank_normal full_normal laplace log_normal gamma categorical poisson negative_binomial von_mises",
+    ),
+    "weights": (WEIGHTS, "point"),
+    "schedules": (SCHEDULES, "constant"),
+}
+"""Rows by name, and those of textbook distributions, which nobody in particular proposed here."""
 
 
 def public() -> Iterator[tuple[str, Any]]:
@@ -87,6 +129,49 @@ PUBLIC = dict(public())
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_is_described(name):
     assert not faults(name, PUBLIC[name])
+
+
+def is_method(name: str, thing: Any) -> bool:
+    """Of functions and classes at the top: neither an error nor listed as something else."""
+    if "." in name or isinstance(thing, ModuleType) or name in " ".join(NO_METHOD.values()).split():
+        return False
+    return not (inspect.isclass(thing) and issubclass(thing, Exception))
+
+
+def told(row: Any) -> str:
+    """What a row of a registry says: its text, and the docstrings of what makes it."""
+    docs = (inspect.getdoc(part) for part in (row, getattr(row, "make", None)) if inspect.isroutine(part))
+    return " ".join(filter(None, (getattr(row, "text", ""), *docs)))
+
+
+@pytest.mark.parametrize("name", [name for name, thing in PUBLIC.items() if is_method(name, thing)])
+def test_a_method_names_its_source(name):
+    assert SOURCE.search(inspect.getdoc(PUBLIC[name]))
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_rows_of_registries_name_their_source(kind):
+    rows, textbook = REGISTRIES[kind]
+    assert {name for name, row in rows.items() if not SOURCE.search(told(row))} == set(textbook.split())
+
+
+def test_what_is_no_method_is_public():
+    assert set(" ".join(NO_METHOD.values()).split()) <= set(PUBLIC)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("(Kingma & Welling 2013, eq. 6)", True),
+        ("by Cremer et al. (2018).", True),
+        ("Daxberger & Hernandez-Lobato 2019", True),
+        ("of 2019", False),
+        ("since 2013 rows", False),
+        ("Pyro 1.9", False),
+    ],
+)
+def test_sources_are_recognised(text, named):
+    assert bool(SOURCE.search(text)) == named
 
 
 def test_names_behind_public_names_are_met():

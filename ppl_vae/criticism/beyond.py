@@ -196,6 +196,15 @@ BEYOND: dict[str, Callable[..., Found]] = {
 }
 
 
+def needs(call: Callable[..., Found]) -> list[str]:
+    """The options of a score of `BEYOND` that have no default."""
+    return sorted(name for name, of in _options(call).items() if of.default is Parameter.empty)
+
+
+def _options(call: Callable[..., Found]) -> dict[str, Parameter]:
+    return {name: of for name, of in signature(call).parameters.items() if of.kind is Parameter.KEYWORD_ONLY}
+
+
 def beyond(
     vae: Any,
     data: Any,
@@ -212,10 +221,10 @@ def beyond(
     call = BEYOND[name]
     if not isinstance(options, dict):
         raise OptionError(f"scoring: got {options!r:.100} as the options of {name!r}, expected a dict")
-    known = {n: p for n, p in signature(call).parameters.items() if p.kind is Parameter.KEYWORD_ONLY}
+    known = _options(call)
     if unknown := sorted(options.keys() - known):
         raise OptionError(f"scoring: got the options {unknown} with {name!r}, expected some of {sorted(known)}")
-    if missing := sorted(n for n, p in known.items() if p.default is Parameter.empty and n not in options):
+    if missing := [one for one in needs(call) if one not in options]:
         raise OptionError(f"scoring: got {name!r} without {missing[0]!r}, expected ({name!r}, {{{missing[0]!r}: ...}})")
     known_facts = facts(vae, batch_of(vae, data))
     if known_facts.point or not known_facts.proper:

@@ -176,7 +176,7 @@ def hidden(batch: Batch, pattern: np.ndarray) -> Batch:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Calibration:
-    """Scores of normal rows, against which others are judged; made by `calibrate`.
+    """Scores of normal rows, against which others are judged (Vovk et al. 2005; Bates et al. 2023); made by `calibrate`.
 
     Attributes:
         folds: models, each with rows that it was not fitted to.

@@ -161,7 +161,7 @@ def active_units(subject: Subject) -> Finding:
 
 
 def collapse(subject: Subject) -> Finding:
-    """Whether the guide is the prior, in some dimensions or in all, and whether the decoder would use z."""
+    """Whether the guide is the prior, in some dimensions or all, and whether the decoder would use z (Lucas et al. 2019)."""
     drawn, found = subject.drawn, subject.aggregate
     active = int((subject.units.values > ACTIVE).sum())
     k, used = len(subject.units.values), float(drawn.log_lik.std(0).mean())
@@ -186,7 +186,7 @@ def collapse(subject: Subject) -> Finding:
 
 
 def kl(subject: Subject) -> Finding:
-    """KL(q(z|x) || p(z)), mean over rows, and the part of each dimension where it has one."""
+    """KL(q(z|x) || p(z)), mean over rows (Kingma & Welling 2013), and the part of each dimension where it has one."""
     drawn = subject.drawn
     total, error = mean_of(drawn.log_q - drawn.log_prior)
     figures, verdict = {"KL": (total, error)}, f"{total:.3g} nats a row"
@@ -372,7 +372,8 @@ def calibration(subject: Subject) -> Finding:
 
 
 def predictive(subject: Subject) -> Finding:
-    """Means, spreads and zeros of columns beside those of data sets that the model draws, z from its prior."""
+    """Means, spreads and zeros of columns beside those of data sets that the model draws (Gelman et al. 1996), z from its
+    prior."""
     found = posterior_predictive(subject.vae, subject.data, seed=subject.seed, new=True)
     held = found.dropna()
     outside = (held["data"] < held["low"]) | (held["data"] > held["high"])

@@ -23,7 +23,7 @@ from ppl_vae.data.schema import Schema
 from ppl_vae.data.tables import held_by
 from ppl_vae.errors import DataError, OptionError, PplVaeError, ProgramError, choose, first_line, whole
 from ppl_vae.infer.draws import Draws, each_block, facts, guided, row_keys, space, traces
-from ppl_vae.infer.evidence import Evidence, log_evidence
+from ppl_vae.infer.evidence import METHODS, Evidence, log_evidence
 from ppl_vae.infer.evidence import checked_options as checked_evidence
 from ppl_vae.infer.local import checked_options
 from ppl_vae.infer.local import posterior as draw
@@ -95,7 +95,7 @@ def compare(
     retry: bool = False,
     progress: bool = True,
 ) -> Comparison:
-    """Fit every candidate under every seed with one budget, and compare them by held-out log evidence.
+    """Fit every candidate under every seed with one budget, and compare them by held-out log evidence (Wu et al. 2017).
 
     All are measured by one estimator on the same rows. "ais" and "refit" use no encoder of the fit, so that a model does
     not look better for its encoder; "iwae" and "psis" use it. Where a cell fails its reason is kept, and the others go on.
@@ -316,6 +316,7 @@ def _own(method: str) -> Callable[..., Evidence]:
     def estimate(vae: Any, shared: Shared, seed: int, options: dict[str, Any]) -> Evidence:
         return log_evidence(vae, _rows(shared.test), method, seed=seed, **options)
 
+    estimate.__doc__ = METHODS[method].__doc__
     return estimate
 
 
@@ -325,7 +326,7 @@ def _rows(test: Any) -> Any:
 
 
 def _refit(vae: Any, shared: Shared, seed: int, options: dict[str, Any]) -> Evidence:
-    """The K-draw bound under a fresh encoder, the same architecture for all candidates."""
+    """The K-draw bound under a fresh encoder, the same architecture for all candidates (Mattei & Frellsen 2018)."""
     drawn = {name: options[name] for name in options.keys() & {"num_draws"}}
     encoder = {name: value for name, value in options.items() if name not in drawn}
     return log_evidence(refitted(vae, shared.train, seed=seed, **encoder), shared.test, "iwae", seed=seed, **drawn)

@@ -100,11 +100,11 @@ class Explanation:
 def explain(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Explanation:
     """Say which columns make rows anomalous.
 
-    The reconstruction probability is taken apart: with w_s = p(x|z_s) / sum_t p(x|z_t), log (1/S) sum_s p(x|z_s) =
-    sum_d sum_s w_s log p(x_d|z_s) - KL(w || 1/S). An encoder that is misled by one cell lets others look bad, so that the
-    parts tell little of who is to blame; hence each cell in turn is replaced by what the others ask for, E[x_d|z] at draws
-    weighted by p(x_-d|z), shown to the encoder again some times, and the row is scored anew. The cells that are replaced
-    are a search's, which ends near E[x_d|x_-d]; the gains are those of these cells.
+    The reconstruction probability (An & Cho 2015, algorithm 4) is taken apart: with w_s = p(x|z_s) / sum_t p(x|z_t), log
+    (1/S) sum_s p(x|z_s) = sum_d sum_s w_s log p(x_d|z_s) - KL(w || 1/S). An encoder that is misled by one cell lets others
+    look bad, so that the parts tell little of who is to blame; hence each cell in turn is replaced by what the others ask
+    for, E[x_d|z] at draws weighted by p(x_-d|z), shown to the encoder again some times, and the row is scored anew. The
+    cells that are replaced are a search's, which ends near E[x_d|x_-d]; the gains are those of these cells.
 
     Args:
         vae: a model with its guide.

@@ -50,7 +50,7 @@ def gaps(
     refine: dict[str, Any] | None = None,
     estimate: dict[str, Any] | None = None,
 ) -> Gaps:
-    """Tell the family's part of the gap between bound and evidence from the encoder's.
+    """Tell the family's part of the gap between bound and evidence from the encoder's (Cremer et al. 2018).
 
     The search for the best q starts at the encoder's answer, so that it finds a maximum near it. Where it stops early the
     amortisation gap comes out too small and the approximation gap too large by as much; where the evidence is a bound that

@@ -87,7 +87,7 @@ def _of_classes(vae: Any, label: Tensor | None) -> Any:
 
 
 def encode(vae: Any, data: Any, num_draws: int = 256, seed: int = 0) -> np.ndarray:
-    """Posterior means E_q[z|x].
+    """Posterior means E_q[z|x] (Kingma & Welling 2013).
 
     Args:
         vae: a model with its guide.
@@ -322,13 +322,13 @@ def interpolate(vae: Any, start: Any, stop: Any, steps: int = 10, given: Any = N
 
 
 def traverse(vae: Any, row: Any, dimension: int, values: Any = None, given: Any = None) -> Any:
-    """Decoded codes of one row with one latent dimension moved through `values` (default: -3 to 3 in 10 steps).
+    """Decoded codes of one row with one latent dimension moved through `values` (Higgins et al. 2017).
 
     Args:
         vae: a model with its guide.
         row: data of one row.
         dimension: its number, from 0.
-        values: m numbers.
+        values: m numbers; None: -3 to 3 in 10 steps.
         given: m rows, as for `decode`.
 
     Returns: m rows, of the data's own type and units.

@@ -153,11 +153,12 @@ SCORES: dict[str, Score] = {
     ),
     "kl_to_prior": Score(
         log_ratio, mean, None, True, True,
-        "-KL(q(z|x) || p(z)): how much of its own a row asks of z",
+        "-KL(q(z|x) || p(z)), a term of the bound (Kingma & Welling 2013): how much of its own a row asks of z",
     ),
     "reconstruction_error": Score(
         observed, mean, minus_squared_error, False, False,
-        "-E_q|x - E[x|z]|^2 in squared encoded units: no density, and negative so that higher is more normal",
+        "-E_q|x - E[x|z]|^2 in squared encoded units (what An & Cho 2015 compare with): no density, and negative so that "
+        "higher is more normal",
     ),
 }  # fmt: skip
 

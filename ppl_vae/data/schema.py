@@ -441,8 +441,10 @@ class Schema:
         missing = [name for name in needed if name not in got]
         unknown = [name for name in table.names if name not in expected]
         if missing or unknown:
-            wrong = [f"{label} {names}" for label, names in (("missing", missing), ("unknown", unknown)) if names]
-            raise DataError(f"columns: {', '.join(wrong)}; got {list(table.names)}, expected {list(needed)}")
+            wrong = [
+                f"{label} [{_brief(names)}]" for label, names in (("missing", missing), ("unknown", unknown)) if names
+            ]
+            raise DataError(f"columns: {', '.join(wrong)}; got {len(table.names)}, expected {len(needed)}")
         return _pick(table, self.names)
 
     def _encoded(

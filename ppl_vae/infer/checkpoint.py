@@ -98,6 +98,11 @@ class Checkpoint:
         return State(from_json(content["numbers"]), tensors)
 
 
+def is_kept(folder: str | PathLike | None) -> bool:
+    """Whether a folder holds a state to go on from."""
+    return folder is not None and Path(folder, f"{PAIR.name}.json").exists()
+
+
 def state_of_fit(run: Any, step: Any) -> State:
     """All that the next step depends on."""
     named = named_parameters(run.vae)

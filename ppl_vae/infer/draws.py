@@ -75,7 +75,7 @@ def mixing(r_hat: Any) -> str:
 
 
 def draws(vae: Any, data: Any, num_draws: int = 64, seed: int = 0) -> Draws:
-    """Draw z from the guide for every row, and weigh each draw by model and guide.
+    """Draw z from the guide for every row, and weigh each draw by model and guide (Burda et al. 2016).
 
     A draw is a function of its row, the model and the seed alone: the same whatever other rows come along.
 

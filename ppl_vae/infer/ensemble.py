@@ -13,7 +13,9 @@ from ppl_vae.infer.scope import isolated
 
 
 class Ensemble(nn.Module):
-    """The mixture (1/M) sum_m p_m(x) of M fitted models, of other seeds or other parts, with as many latent dimensions.
+    """The mixture (1/M) sum_m p_m(x) of M fitted models (Lakshminarayanan et al. 2017).
+
+    The members are of other seeds or other parts, with as many latent dimensions.
 
     `draws`, `score` and `log_evidence` ("iwae", "psis") give each member as many draws as they are asked for: the M S
     draws of a row stand side by side, member after member, those of member m being its own under seed + m, and

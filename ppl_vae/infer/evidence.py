@@ -27,6 +27,8 @@ NOISY = 0.5
 class Evidence:
     """Estimates of log p(x) for n rows, in nats of the data in its own units; "iwae" and "ais" from below on average.
 
+    Sources: Burda et al. (2016), k-hat Vehtari et al. (2024), bounds on both sides Grosse et al. (2016).
+
     Attributes:
         log_p: (n,).
         mcse: (n,) Monte Carlo standard errors, by the delta method; never above 1, and not to be trusted above 0.5.
@@ -158,6 +160,8 @@ class Rows(NamedTuple):
 
 
 def _iwae(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> list[Rows]:
+    """The log of the mean of weights p(x,z)/q(z|x) (Burda et al. 2016, eq. 8)."""
+
     def read(block: Draws) -> Rows:
         return _summary(_contiguous(block.log_weight))
 
@@ -165,6 +169,8 @@ def _iwae(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> li
 
 
 def _psis(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> list[Rows]:
+    """The same with the largest weights smoothed by a generalised Pareto law (Vehtari et al. 2024)."""
+
     def read(block: Draws) -> Rows:
         log_weight, k_hat = smoothed(_contiguous(block.log_weight))
         return _summary(log_weight, k_hat)
@@ -173,6 +179,7 @@ def _psis(vae: Any, batch: Batch, num_draws: int, seed: int, *unused: Any) -> li
 
 
 def _ais(vae: Any, batch: Batch, num_draws: int, seed: int, z: Any, steps: int, leapfrogs: int) -> list[Rows]:
+    """Annealed importance sampling from the prior, without the encoder (Neal 2001; Wu et al. 2017)."""
     if z is not None and len(z) != len(batch.x):
         raise OptionError(
             f"data: got {len(batch.x)} simulated rows with {len(z)} z, expected the z of each row, or their .x"

@@ -35,10 +35,11 @@ def posterior(
     Args:
         vae: a model with its guide.
         data: n rows.
-        method: "amortized", the encoder's; "svi" and "flow", a mean-field normal and a normalizing flow for each row,
-            started at the encoder's answer and refined; "laplace", a normal at the mode; "sir", the encoder's draws
-            resampled by their weights; "hmc", chains of Hamiltonian Monte Carlo, each accepted on its own; "nuts", Pyro's,
-            all rows in one trajectory.
+        method: "amortized", the encoder's (Kingma & Welling 2013); "svi" and "flow", a mean-field normal (Kim et al. 2018)
+            and a normalizing flow (Cremer et al. 2018) for each row, started at the encoder's answer and refined; "laplace",
+            a normal at the mode (Tierney & Kadane 1986); "sir", the encoder's draws resampled by their weights (Rubin
+            1987); "hmc", chains of Hamiltonian Monte Carlo, each accepted on its own (Neal 2011); "nuts", Pyro's, all rows
+            in one trajectory (Hoffman & Gelman 2014).
         num_draws: S, of all chains together.
         seed: of the noise. A row's draws do not depend on other rows, but for "nuts"; rounding, which does, may lead chains
             of "hmc" elsewhere.
@@ -87,6 +88,7 @@ def checked_options(method: str, options: dict[str, Any], what: str = "method") 
 
 
 def _amortized(vae: Any, batch: Batch, num_draws: int, seed: int) -> Draws:
+    """The encoder's own q(z|x) (Kingma & Welling 2013)."""
     return joined(each_block(vae, batch, num_draws, seed, lambda block: block), 1)
 
 
@@ -120,7 +122,7 @@ def _stats(parts: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _own_family(make: Callable[..., Any], steps: int, lr: float) -> Callable[..., Draws]:
+def _own_family(make: Callable[..., Any], steps: int, lr: float, text: str) -> Callable[..., Draws]:
     """Variational inference for each row on its own."""
 
     def method(
@@ -138,6 +140,7 @@ def _own_family(make: Callable[..., Any], steps: int, lr: float) -> Callable[...
 
         return _by_block(vae, batch, particles, seed, draw)
 
+    method.__doc__ = text
     return method
 
 
@@ -154,6 +157,8 @@ def _weighed(make: Callable[..., Joint], u: Tensor, log_q: Tensor) -> Draws:
 
 
 def _laplace(vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = 300, lr: float = 0.05) -> Draws:
+    """A normal at the mode of each row's p(z|x), by its curvature there (Tierney & Kadane 1986)."""
+
     def draw(joint: Callable[..., Joint], keys: Tensor) -> Draws:
         one = joint(1)
         if one.shared:  # each draw of these has a mode of its own
@@ -170,6 +175,7 @@ def _laplace(vae: Any, batch: Batch, num_draws: int, seed: int, *, steps: int = 
 
 
 def _sir(vae: Any, batch: Batch, num_draws: int, seed: int, *, candidates: int | None = None) -> Draws:
+    """The encoder's draws resampled by their weights (Rubin 1987)."""
     candidates, keys = candidates or 20 * num_draws, mix(row_keys(batch, seed) + 3)
     with reading(vae, seed):
         check(vae, batch)
@@ -206,6 +212,7 @@ def _hmc(
     warmup: int = 300,
     leapfrogs: int = 8,
 ) -> Draws:
+    """Chains of Hamiltonian Monte Carlo, each accepted on its own (Neal 2011)."""
     chains = min(chains or max(1, min(16, num_draws // 25)), num_draws)  # none too short to be judged
     length = ceil(num_draws / chains)
 
@@ -220,6 +227,7 @@ def _hmc(
 
 
 def _nuts(vae: Any, batch: Batch, num_draws: int, seed: int, *, chains: int = 4, warmup: int = 300) -> Draws:
+    """Pyro's no-U-turn sampler, all rows in one trajectory (Hoffman & Gelman 2014)."""
     chains = min(chains, max(1, num_draws // 4))  # Pyro wants four draws of each
     length = max(ceil(num_draws / chains), 4)
 
@@ -279,8 +287,12 @@ def convergence(chains: np.ndarray) -> dict[str, np.ndarray]:
 
 METHODS: dict[str, Callable[..., Draws]] = {
     "amortized": _amortized,
-    "svi": _own_family(RowNormal, 500, 0.05),
-    "flow": _own_family(RowFlow, 1000, 0.02),
+    "svi": _own_family(
+        RowNormal, 500, 0.05, "A mean-field normal for each row, started at the encoder's answer (Kim et al. 2018)."
+    ),
+    "flow": _own_family(
+        RowFlow, 1000, 0.02, "A normalizing flow for each row, started at the encoder's answer (Cremer et al. 2018)."
+    ),
     "laplace": _laplace,
     "sir": _sir,
     "hmc": _hmc,

@@ -351,7 +351,7 @@ FACTORIES: dict[str, Callable[..., Objective]] = {
         trace_enum_elbo,
         enumerated=trace_enum_elbo,
         enumerates=True,
-        text="the bound of elbo, discrete sites of the guide summed out",
+        text="the bound of elbo, discrete sites of the guide summed out, by Pyro (Obermeyer et al. 2019)",
     ),
     "relaxation": relaxation,
     "beta": beta,

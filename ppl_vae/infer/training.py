@@ -51,7 +51,9 @@ def fit(
     checkpoint_steps: int | None = Default.checkpoint_steps,
     distributed: bool = Default.distributed,
 ) -> History:
-    """Fit model and guide to data by stochastic variational inference; goes on from where the model stands.
+    """Fit model and guide to data by stochastic variational inference (Kingma & Welling 2013).
+
+    Goes on from where the model stands. Each objective's own source stands in `objectives()`.
 
     Args:
         vae: a model with its guide.

@@ -11,7 +11,9 @@ from ppl_vae.model.vae import VAE
 
 
 class Autoencoder(VAE):
-    """A deterministic autoencoder as two programs; its bound is -1/2 |x - decoder(encoder(x))|^2 and a constant.
+    """A deterministic autoencoder (Hinton & Salakhutdinov 2006) as two programs.
+
+    Its bound is -1/2 |x - decoder(encoder(x))|^2 and a constant.
 
     Args:
         encoder: a net, (..., d) to a code (..., k).

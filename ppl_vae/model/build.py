@@ -313,9 +313,9 @@ def likelihoods() -> dict[str, str]:
 
     Example:
         >>> likelihoods()["bernoulli"]
-        'Bernoulli (boolean columns)'
+        'Bernoulli (Kingma & Welling 2013, C.1); boolean columns'
     """
-    return {name: f"{of.text} ({of.type} columns)" for name, of in families.LIKELIHOODS.items()}
+    return {name: f"{of.text}; {of.type} columns" for name, of in families.LIKELIHOODS.items()}
 
 
 def posteriors() -> dict[str, str]:

@@ -469,28 +469,36 @@ class Likelihood(NamedTuple):
 
 
 LIKELIHOODS: dict[str, Likelihood] = {
-    "normal": Likelihood(normal, "real", "normal, its scale per row and column, per column, shared or fixed"),
+    "normal": Likelihood(
+        normal, "real", "normal, its scale per row and column, per column, shared or fixed (Kingma & Welling 2013, C.2)"
+    ),
     "low_rank_normal": Likelihood(
         low_rank_normal, "real", "normal with a covariance of low rank plus a diagonal", True
     ),
     "full_normal": Likelihood(full_normal, "real", "normal with a full covariance", True),
-    "student_t": Likelihood(student_t, "real", "Student's t: robust to outliers"),
+    "student_t": Likelihood(student_t, "real", "Student's t: robust to outliers (Lange et al. 1989)"),
     "laplace": Likelihood(laplace, "real", "Laplace: absolute instead of squared deviations"),
     "log_normal": Likelihood(log_normal, "positive", "normal on the log scale"),
     "gamma": Likelihood(gamma, "positive", "gamma by mean and concentration"),
-    "beta": Likelihood(beta, "unit", "beta by mean and concentration, above 0 and below 1"),
-    "bernoulli": Likelihood(bernoulli, "boolean", "Bernoulli"),
-    "continuous_bernoulli": Likelihood(continuous_bernoulli, "unit", "a density for grey values"),
+    "beta": Likelihood(
+        beta, "unit", "beta by mean and concentration, above 0 and below 1 (Ferrari & Cribari-Neto 2004)"
+    ),
+    "bernoulli": Likelihood(bernoulli, "boolean", "Bernoulli (Kingma & Welling 2013, C.1)"),
+    "continuous_bernoulli": Likelihood(
+        continuous_bernoulli, "unit", "a density for grey values (Loaiza-Ganem & Cunningham 2019, eq. 8)"
+    ),
     "categorical": Likelihood(categorical, "categorical", "one of several levels"),
-    "ordinal": Likelihood(ordinal, "ordinal", "one of several ordered levels, by ordered logits"),
+    "ordinal": Likelihood(ordinal, "ordinal", "one of several ordered levels, by ordered logits (McCullagh 1980)"),
     "poisson": Likelihood(poisson, "count", "Poisson"),
     "negative_binomial": Likelihood(negative_binomial, "count", "counts with more spread than Poisson's"),
-    "zero_inflated_poisson": Likelihood(zero_inflated_poisson, "count", "Poisson with further zeros"),
+    "zero_inflated_poisson": Likelihood(zero_inflated_poisson, "count", "Poisson with further zeros (Lambert 1992)"),
     "zero_inflated_negative_binomial": Likelihood(
-        zero_inflated_negative_binomial, "count", "negative binomial with further zeros"
+        zero_inflated_negative_binomial, "count", "negative binomial with further zeros (Lopez et al. 2018)"
     ),
-    "multinomial": Likelihood(multinomial, "count", "the counts of a row, given their total", True),
-    "discretized_logistic": Likelihood(discretized_logistic, "pixel", "256 grey levels"),
+    "multinomial": Likelihood(multinomial, "count", "the counts of a row, given their total (Liang et al. 2018)", True),
+    "discretized_logistic": Likelihood(
+        discretized_logistic, "pixel", "256 grey levels (Salimans et al. 2017, eq. 2, one component)"
+    ),
     "von_mises": Likelihood(von_mises, "angle", "angles in radians"),
 }
 

@@ -16,7 +16,7 @@ from ppl_vae.model.vae import VAE
 
 
 class PCA(Autoencoder):
-    """Principal components by SVD of the centred rows, as the linear autoencoder that they are.
+    """Principal components by SVD of the centred rows, as the linear autoencoder that they are (Baldi & Hornik 1989).
 
     Args:
         latent: number of components q.

@@ -226,16 +226,22 @@ class Posterior(NamedTuple):
 
 
 POSTERIORS: dict[str, Posterior] = {
-    "mean_field": Posterior(mean_field, "normal, independent dimensions"),
+    "mean_field": Posterior(mean_field, "normal, independent dimensions (Kingma & Welling 2013, eq. 9)"),
     "delta": Posterior(delta, "a point"),
-    "low_rank": Posterior(low_rank, "normal, covariance of low rank and a diagonal; rank=2"),
-    "full_rank": Posterior(full_rank, "normal, full covariance"),
-    "iaf": Posterior(iaf, "inverse autoregressive flow; transforms=3, flow_hidden=(64, 64), context=16"),
-    "spline_flow": Posterior(spline_flow, "neural spline coupling; transforms=3, flow_hidden=(64, 64), context=16"),
-    "mixture": Posterior(mixture, "mixture of diagonal normals; posterior_components=3"),
-    "logistic_normal": Posterior(logistic, "logistic-normal on the simplex"),
-    "dirichlet": Posterior(dirichlet, "Dirichlet on the simplex"),
-    "power_spherical": Posterior(power_spherical, "power spherical on the unit sphere"),
+    "low_rank": Posterior(low_rank, "normal, covariance of low rank and a diagonal (Ong et al. 2018); rank=2"),
+    "full_rank": Posterior(full_rank, "normal, full covariance (Kingma & Welling 2019)"),
+    "iaf": Posterior(
+        iaf, "inverse autoregressive flow (Kingma et al. 2016); transforms=3, flow_hidden=(64, 64), context=16"
+    ),
+    "spline_flow": Posterior(
+        spline_flow, "neural spline coupling (Durkan et al. 2019); transforms=3, flow_hidden=(64, 64), context=16"
+    ),
+    "mixture": Posterior(
+        mixture, "mixture of diagonal normals (Jankowiak & Karaletsos 2019, its gradient); posterior_components=3"
+    ),
+    "logistic_normal": Posterior(logistic, "logistic-normal on the simplex (Srivastava & Sutton 2017, section 3.2)"),
+    "dirichlet": Posterior(dirichlet, "Dirichlet on the simplex (Figurnov et al. 2018, its gradient)"),
+    "power_spherical": Posterior(power_spherical, "power spherical on the unit sphere (De Cao & Aziz 2020)"),
     "bernoulli": Posterior(bernoulli, "a vector of bits"),
     "categorical": Posterior(categorical, "one class of k, one-hot"),
 }

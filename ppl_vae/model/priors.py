@@ -334,22 +334,39 @@ class Prior(NamedTuple):
 
 
 PRIORS: dict[str, Prior] = {
-    "standard_normal": Prior(standard_normal, "N(0, I)"),
+    "standard_normal": Prior(standard_normal, "N(0, I) (Kingma & Welling 2013)"),
     "flat": Prior(flat, "improper, density 1 everywhere"),
     "normal": Prior(normal, "diagonal normal, learned"),
     "mixture": Prior(mixture, "mixture of diagonal normals, learned; components=10"),
     "enumerated_mixture": Prior(enumerated_mixture, "the same with its component as an enumerated site; components=10"),
-    "vamp": Prior(vamp, "mixture of the posteriors at learned pseudo-inputs; components=50"),
-    "flow": Prior(flow, "normalizing flow; flow='spline' or 'affine', transforms=3, flow_hidden=(64, 64)"),
+    "vamp": Prior(
+        vamp, "mixture of the posteriors at learned pseudo-inputs (Tomczak & Welling 2018, eq. 9); components=50"
+    ),
+    "flow": Prior(
+        flow,
+        "normalizing flow; flow='spline' (Durkan et al. 2019) or 'affine' (Papamakarios et al. 2017), transforms=3, "
+        "flow_hidden=(64, 64)",
+    ),
     "laplace": Prior(laplace, "Laplace of unit scale"),
     "student_t": Prior(student_t, "Student-t of unit scale; df=5"),
-    "ard": Prior(ard, "N(0, I), columns of the decoder's first layer shrunk; ard_concentration=1e-3, ard_rate=1e-3"),
-    "horseshoe": Prior(horseshoe, "the same by a regularised horseshoe; global_scale=0.1, slab=2"),
-    "logistic_normal": Prior(logistic_normal, "logistic-normal on the simplex; alpha=1"),
+    "ard": Prior(
+        ard,
+        "N(0, I), columns of the decoder's first layer shrunk (MacKay 1994; Bishop 1999); ard_concentration=1e-3, "
+        "ard_rate=1e-3",
+    ),
+    "horseshoe": Prior(
+        horseshoe, "the same by a regularised horseshoe (Piironen & Vehtari 2017, eq. 2.8); global_scale=0.1, slab=2"
+    ),
+    "logistic_normal": Prior(
+        logistic_normal, "logistic-normal on the simplex (Srivastava & Sutton 2017, section 3.2); alpha=1"
+    ),
     "dirichlet": Prior(dirichlet, "Dirichlet on the simplex; concentration=1"),
-    "sphere": Prior(sphere, "uniform on the unit sphere"),
+    "sphere": Prior(sphere, "uniform on the unit sphere (Davidson et al. 2018)"),
     "bernoulli": Prior(bernoulli, "a vector of bits, learned logits"),
     "categorical": Prior(categorical, "one class of k, one-hot, learned logits"),
-    "conditional": Prior(conditional, "normal given covariates, by a net; prior_hidden=(64,)"),
-    "hierarchical": Prior(hierarchical, "normal about effects of groups, pooled in part; within=1"),
+    "conditional": Prior(conditional, "normal given covariates, by a net (Sohn et al. 2015); prior_hidden=(64,)"),
+    "hierarchical": Prior(
+        hierarchical,
+        "normal about effects of groups, pooled in part (Papaspiliopoulos et al. 2007, non-centred); within=1",
+    ),
 }

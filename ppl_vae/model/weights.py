@@ -136,7 +136,7 @@ def point(net: nn.Module) -> tuple[None, None]:
 
 
 def normal(net: nn.Module, *, weight_scale: float = 1.0) -> tuple[WeightPrior, MeanFieldWeights]:
-    """N(0, weight_scale^2), and a mean-field normal posterior."""
+    """N(0, weight_scale^2), and a mean-field normal posterior (Kingma & Welling 2013, appendix F)."""
     return WeightPrior(net, weight_scale), MeanFieldWeights(net)
 
 

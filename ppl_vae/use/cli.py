@@ -32,7 +32,7 @@ from ppl_vae.use.mistakes import told
 
 WRONG, INTERRUPTED = 2, 130
 """Exit codes: of an error that the user can mend, and (by the shells' convention, 128 + SIGINT) of Ctrl-C."""
-NOT_OF_THE_RESULT = ("config", "quiet", "json", "out", "shards")
+NOT_OF_THE_RESULT = ("config", "quiet", "json", "out", "shards", "force")
 """Arguments that do not decide what is written, only where."""
 
 
@@ -95,6 +95,7 @@ def _run(command: str, given: dict[str, Any]) -> None:
     """Call a command with those of its arguments that its signature names, and write down what it was asked."""
     call, first = COMMANDS[command], os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     asked = {**given, "reading": ReadingOptions(**_fields(ReadingOptions, given))}
+    _check_apart(given)
     with _silence(given.get("quiet") or given.get("json") or not first), _tidy(given.get("out")):
         figures = call(**{name: asked[name] for name in inspect.signature(call).parameters})
     if first:
@@ -123,6 +124,22 @@ def _tidy(out: str | None) -> Iterator[None]:
             with suppress(OSError):  # it was never made, or holds something
                 Path(out).rmdir()
         raise
+
+
+def _check_apart(given: dict[str, Any]) -> None:
+    """No result is written over the rows that it is made of."""
+    name = "shards" if given.get("shards") else "out"
+    out = given.get(name)
+    for source in ("data", "given"):
+        path = given.get(source)
+        if out is not None and path is not None and Path(path).exists() and Path(out).resolve() == Path(path).resolve():
+            raise OptionError(f"{name}: got {out!r}, from which the rows are read, expected another name")
+
+
+def _check_free(out: str, force: bool, otherwise: str = "a folder without one, or --force to replace it") -> None:
+    """A model is minutes or days of work: none is written over unasked."""
+    if Path(out, "model.json").exists() and not force:
+        raise OptionError(f"out: got {out!r}, which holds a model, expected {otherwise}")
 
 
 def _folder(out: str) -> Path:
@@ -184,6 +201,7 @@ def fit(
     objective_options: dict[str, Any],
     log: list[str] | str,
     device: str | None,
+    force: bool,
     quiet: bool,
     reading: ReadingOptions,
 ) -> dict[str, Any]:
@@ -192,12 +210,14 @@ def fit(
     With --labels to the normal rows alone. On request also scores.csv and imputed.csv of the same rows.
     """
     from ppl_vae.infer.callbacks import callbacks
+    from ppl_vae.infer.checkpoint import is_kept
     from ppl_vae.infer.training import fit as train
     from ppl_vae.model.build import build
     from ppl_vae.use.reading import read_rows
     from ppl_vae.use.store import save
 
     model_options, fit_options = ModelOptions(**vars(model)), FitOptions(**vars(fit))
+    _check_free(out, force or is_kept(fit_options.checkpoint))  # the fit that goes on wrote that model, or is refused
     rows, folder = read_rows(data, reading).normal(), _folder(out)
     vae = build(rows.data, **asdict(model_options), **_checked_parts(parts))
     if model_options.likelihood == "infer":
@@ -233,6 +253,7 @@ def calibrate(
     num_draws: int,
     seed: int,
     device: str | None,
+    force: bool,
     reading: ReadingOptions,
 ) -> dict[str, Any]:
     """Calibrate decisions on normal rows that the model was not fitted to; writes a folder for `ppl-vae score`."""
@@ -240,6 +261,7 @@ def calibrate(
     from ppl_vae.use.reading import read_rows
     from ppl_vae.use.store import save
 
+    _check_free(out, force)
     rows = read_rows(data, reading).normal()
     vae = _load(model, device)
     found = run(vae, rows.data, level=level, rule=rule, delta=delta, scoring=scoring, num_draws=num_draws, seed=seed)
@@ -354,6 +376,7 @@ def compare(experiment: str, out: str, jobs: int, retry: bool, quiet: bool) -> d
     from ppl_vae.criticism.compare import compare as run
     from ppl_vae.use.experiment import experiment as read
 
+    _check_free(out, False, "a folder without one")
     jobs, plan, folder = whole("jobs", jobs), read(experiment), _folder(out)
     others = _rows(plan.test) if isinstance(plan.test, str) else None
     train, test = plan.split(_rows(plan.data, plan.missing, plan.names), others)
@@ -457,20 +480,31 @@ def draw(
 
 
 def parts() -> dict[str, Any]:
-    """List the priors, likelihoods, posteriors, objectives, scores and pictures by name."""
+    """List what options take by name: priors, likelihoods, posteriors, objectives, scores, rules, checks, pictures; and what
+    the file of `compare` takes: methods as a candidate's `posterior`, and `evidence`.
+    """
+    from ppl_vae.criticism.beyond import BEYOND, needs
+    from ppl_vae.criticism.checks import CHECKS
+    from ppl_vae.criticism.compare import EVIDENCE
+    from ppl_vae.criticism.conformal import RULES
     from ppl_vae.criticism.scores import SCORES
+    from ppl_vae.infer.local import METHODS
     from ppl_vae.infer.objectives import objectives
     from ppl_vae.model.build import likelihoods, posteriors, priors
     from ppl_vae.use.pictures import PICTURES
 
-    listed = {
-        "prior": priors(),
-        "likelihood": likelihoods(),
-        "posterior": posteriors(),
-        "objective": {name: one.text for name, one in objectives().items()},
-        "score": {name: one.text for name, one in SCORES.items()},
-        "picture": {name: one.text for name, one in PICTURES.items()},
+    rows: dict[str, dict[str, Any]] = {
+        "objective": objectives(),
+        "score": SCORES
+        | {name: call for name, call in BEYOND.items() if not needs(call)},  # a model cannot come in by name
+        "rule": RULES,
+        "check": CHECKS,
+        "method": METHODS,
+        "evidence": EVIDENCE,
+        "picture": PICTURES,
     }
+    listed = {"prior": priors(), "likelihood": likelihoods(), "posterior": posteriors()}
+    listed |= {kind: {name: _told(row) for name, row in named.items()} for kind, named in rows.items()}
     for kind, named in listed.items():
         for name, text in named.items():
             print(f"{kind:<11} {name:<32} {text}")
@@ -530,6 +564,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 # ---- what they share
+
+
+def _told(row: Any) -> str:
+    """What a row of a registry says of itself: its text, or the first paragraph of a function's docstring."""
+    text = getattr(row, "text", None) or (inspect.getdoc(row) or "").partition("\n\n")[0]
+    return " ".join(text.split()).removesuffix(".")
 
 
 def _rows(data: str, missing: list[str] | str | None = None, names: list[str] | None = None) -> Any:
@@ -619,7 +659,15 @@ DATA = "a .npy, .npz, .csv or .parquet file, or the name of a data set"
 SHELLS = ("bash", "zsh", "tcsh")
 TABLE = "file: .csv, .parquet, .npz or .npy"
 CONTAMINATION = 0.05
-SCORING = "reconstruction_probability | expected_log_likelihood | elbo | iwae | kl_to_prior | reconstruction_error"
+SCORING = (
+    "reconstruction_probability | expected_log_likelihood | elbo | iwae | kl_to_prior | reconstruction_error | ... "
+    "(see `ppl-vae parts`)"
+)
+RULE = "conformal | conditional | simultaneous | tail"
+CHECKS = (
+    "active_units | collapse | kl | information | rate_distortion | evidence | gaps | gradients | calibration | "
+    "predictive | pit, or several, as [active_units,evidence]; []: all"
+)
 
 
 class Command(ArgumentParser):
@@ -695,6 +743,7 @@ def _demo_arguments(one: Command) -> None:
 def _fit_arguments(one: Command) -> None:
     one.position("data", DATA)
     one.add_argument("--out", type=str, required=True, help="folder")
+    _add_force(one)
     one.add_argument("--scores", action="store_true", help="also score these rows, into scores.csv")
     one.add_argument("--imputations", action="store_true", help="also fill their missing cells, into imputed.csv")
     one.add_argument(
@@ -707,21 +756,23 @@ def _fit_arguments(one: Command) -> None:
     _add_reading(one)
     _add_options(one, "model.", ModelOptions)
     values = dict[str, bool | int | float | str | list[int]]
-    text = 'options of prior, likelihood, posterior and nets, as {"components": 20}'
+    text = 'options of prior, likelihood, posterior and nets, as {"components": 20} (see `ppl-vae parts`)'
     one.add_argument("--parts", type=values, default={}, help=text)
     _add_options(one, "fit.", FitOptions)
     one.add_argument(
         "--seed", action=Seed, dest=SUPPRESS, default=SUPPRESS, metavar="SEED", help="of both: model.seed and fit.seed"
     )
-    one.add_argument("--objective_options", type=values, default={}, help='of the objective, as {"alpha": 0.3}')
+    text = 'of the objective, as {"alpha": 0.3} (see `ppl-vae parts`)'
+    one.add_argument("--objective_options", type=values, default={}, help=text)
     _add_common(one)
 
 
 def _calibrate_arguments(one: Command) -> None:
     _add_model_and_data(one)
     one.add_argument("--out", type=str, required=True, help="folder")
+    _add_force(one)
     one.add_argument("--level", type=float, default=0.05, help="share of normal rows to come that may be flagged")
-    one.add_argument("--rule", type=str, default="conformal", help="conformal | conditional | simultaneous | tail")
+    one.add_argument("--rule", type=str, default="conformal", help=RULE)
     one.add_argument("--delta", type=float, default=0.1, help="how often conditional and simultaneous may fail")
     _add_scoring(one)
     _add_reading(one)
@@ -738,7 +789,8 @@ def _score_arguments(one: Command) -> None:
     text = "true | traced (without a compiler) | false | auto (where it pays): by a graph"
     one.add_argument("--compiled", type=bool | str, default="auto", help=text)
     one.add_argument("--level", type=float | None, default=None, help="of a calibration, instead of its own")
-    one.add_argument("--rule", type=str | None, default=None, help="of a calibration, instead of its own")
+    text = f"{RULE}; of a calibration, instead of its own"
+    one.add_argument("--rule", type=str | None, default=None, help=text)
     one.add_argument(
         "--fdr", type=float | None, default=None, help="by a calibration: pick rows, this share being normal"
     )
@@ -774,8 +826,7 @@ def _sample_arguments(one: Command) -> None:
 def _diagnose_arguments(one: Command) -> None:
     _add_model_and_data(one)
     one.add_argument("--out", type=str, default="diagnosis.csv", help=TABLE)
-    text = "a name, or names as [active_units,evidence]; []: all"
-    one.add_argument("--checks", type=list[str] | str, default=[], help=text)
+    one.add_argument("--checks", type=list[str] | str, default=[], help=CHECKS)
     one.add_argument("--num_draws", type=int, default=1000, help="Monte Carlo draws a row")
     one.add_argument("--seed", type=int, default=0, help="of the draws")
     _add_device(one)
@@ -784,7 +835,8 @@ def _diagnose_arguments(one: Command) -> None:
 
 
 def _compare_arguments(one: Command) -> None:
-    one.position("experiment", "a YAML, JSON or TOML file: data, candidates or a grid, seeds, budget, evidence")
+    text = "a YAML, JSON or TOML file: data, candidates or a grid, seeds, budget, evidence; `ppl-vae parts` lists the names"
+    one.position("experiment", text)
     one.add_argument("--out", type=str, required=True, help="folder")
     one.add_argument("--jobs", type=int, default=1, help="cells to run at a time, each in a process of its own")
     one.add_argument("--retry", action="store_true", help="also run cells again that failed before")
@@ -855,6 +907,10 @@ def _add_common(one: Command) -> None:
 def _add_model_and_data(one: Command, model: str = "folder of a model") -> None:
     one.position("model", model)
     one.position("data", DATA)
+
+
+def _add_force(one: Command) -> None:
+    one.add_argument("--force", action="store_true", help="replace the model that --out holds")
 
 
 def _add_device(one: Command) -> None:

@@ -213,8 +213,11 @@ def test_other_columns_are_listed() -> None:
     schema = Schema.fit(FRAME)
     with pytest.raises(DataError, match=r"missing \['b'\], unknown \['z'\]"):
         schema.tensors(FRAME.rename(columns={"b": "z"}))
-    with pytest.raises(DataError, match=r"columns: missing \['a', 'c'\]; got"):
+    with pytest.raises(DataError, match=r"^columns: missing \['a', 'c'\]; got 1, expected 3$"):
         schema.tensors(FRAME[["b"]])
+    wide = FRAME.assign(**{f"z{j}": 1.0 for j in range(99)})
+    with pytest.raises(DataError, match=r"^columns: unknown \['z0', 'z1', .*, 'z5', ... \(99 in all\)\]; got 102,"):
+        schema.tensors(wide)
     with pytest.raises(DataError, match=r"columns: unknown \['z'\]; got"):
         schema.tensors(FRAME.assign(z=1.0))
 

@@ -33,7 +33,10 @@ MISTAKES = {
     "fit t.csv --out m --missing [?,-1]": "got '[?,-1]', expected a list as [a,b], with signs such as ? in quotes",
     "fit words.csv --out m": "column 'city': got 'Bern' in row 0 (dtype String), expected numbers; likelihood=",
     "fit t.csv --out m --fit.lr -1": "lr: got -1.0, expected a number of at least 0",
-    "fit t.csv --out t.csv": "out: got 't.csv', which is a file, expected a folder",
+    "fit t.csv --out o.json": "out: got 'o.json', which is a file, expected a folder",
+    "fit t.csv --out t.csv": "out: got 't.csv', from which the rows are read, expected another name",
+    "fit t.csv --out kept": "out: got 'kept', which holds a model, expected a folder without one, or --force to replace it",
+    "score m t.csv --out t.csv": "out: got 't.csv', from which the rows are read, expected another name",
     "score m digits --out s.txt": "out: got 's.txt', expected a name that ends in .csv, .parquet, .npz or .npy",
     "score m digits --shards p --part 1/3": "part: got it with --shards, expected files of the model's own columns",
     "draw m --kind manifld --out a.png": "kind: got 'manifld', expected one of 'manifold',",
@@ -46,6 +49,8 @@ def test_a_wrong_command_is_told_what_to_do(run: Run, command: str) -> None:
     Path("o.json").write_text('{"epochs": 3}')
     Path("bad.toml").write_text("fit: 3")
     Path("t.csv").write_text("age,income\n1,2\n3,4\n5,6\n")
+    Path("kept").mkdir()
+    Path("kept/model.json").write_text("{}")
     Path("words.csv").write_text("city\nBern\nChur\n")
     code, out, err = run(*command.split())
     assert (code, out) == (2, "") and not Path("m").exists()

@@ -94,7 +94,7 @@ def test_options_of_folders_from_before_are_read(run: Run, table: Path) -> None:
 def test_the_objective_has_options(run: Run, table: Path) -> None:
     asked = ("--fit.objective", "renyi", "--fit.particles", "2", "--objective_options", '{"alpha": 0.3}')
     assert run("fit", str(table), "--out", "m", *SMALL, *asked)[0] == 0
-    code, _, err = run("fit", str(table), "--out", "m", *SMALL, "--objective_options", '{"alpha": 0.3}')
+    code, _, err = run("fit", str(table), "--out", "other", *SMALL, "--objective_options", '{"alpha": 0.3}')
     assert code == 2 and "alpha" in err
 
 
@@ -103,6 +103,51 @@ def test_one_seed_for_weights_and_fit(run: Run, table: Path) -> None:
     written = json.loads(Path("m/options.json").read_text())
     assert (written["model"]["seed"], written["fit"]["seed"]) == (7, 7)
     assert "seed: got 'x', expected a whole number" in run("fit", str(table), "--out", "m", "--seed", "x")[2]
+
+
+# ---- what is there already
+
+
+def test_a_model_is_replaced_on_demand_only(run: Run, table: Path, model: str) -> None:
+    assert run("calibrate", model, str(table), "--out", "c")[0] == 0
+    before = {path: path.read_bytes() for folder in (model, "c") for path in Path(folder).iterdir()}
+    for wrong in (
+        ("fit", str(table), "--out", model, *SMALL),
+        ("fit", str(table), "--out", model, *SMALL, "--fit.checkpoint", "kept"),  # nothing to go on from
+        ("calibrate", model, str(table), "--out", "c"),
+        ("calibrate", model, str(table), "--out", model),
+    ):
+        code, _, err = run(*wrong)
+        expected = f"out: got {wrong[wrong.index('--out') + 1]!r}, which holds a model, expected a folder without one"
+        assert code == 2 and err == f"ppl-vae: {expected}, or --force to replace it\n"
+    Path("e.yaml").write_text(f"data: {table}\ntest: 0.3\n")
+    assert "which holds a model, expected a folder without one" in run("compare", "e.yaml", "--out", model)[2]
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert run("fit", str(table), "--out", model, "--force", *SMALL, "--seed", "1")[0] == 0
+    assert run("calibrate", model, str(table), "--out", "c", "--force", "--level", "0.2")[0] == 0
+    assert pv.load("c").level == 0.2 and pv.load(model).recipe["seed"] == 1
+    assert "force" not in json.loads(Path(model, "options.json").read_text())
+
+
+def test_a_fit_that_goes_on_writes_its_model_again(run: Run, table: Path) -> None:
+    asked = ("fit", str(table), "--out", "m", *SMALL, "--fit.checkpoint", "kept")
+    assert run(*asked)[0] == 0
+    first = Path("m/model.json").read_bytes()
+    assert run(*asked)[0] == 0 and Path("m/model.json").read_bytes() == first
+    code, _, err = run(*asked, "--fit.lr", "0.1")
+    assert code == 2 and "of another fit, whose lr was" in err and Path("m/model.json").read_bytes() == first
+
+
+def test_no_result_is_written_over_its_rows(run: Run, table: Path, model: str) -> None:
+    before = table.read_bytes()
+    for command in ("score", "impute", "diagnose"):
+        code, _, err = run(command, model, str(table), "--out", f"./{table.name}")
+        assert code == 2 and "from which the rows are read, expected another name" in err
+    assert "from which" in run("sample", model, "--given", table.name, "--out", table.name)[2]
+    Path("raw").mkdir()
+    Path("raw/1.csv").write_bytes(before)
+    assert "shards: got 'raw', from which" in run("score", model, "raw", "--shards", "raw")[2]
+    assert table.read_bytes() == before and os.listdir("raw") == ["1.csv"]
 
 
 # ---- rows
@@ -203,8 +248,8 @@ def test_text_is_no_npy(run: Run) -> None:
 
 def test_quiet_is_quiet_and_json_is_json(run: Run, table: Path) -> None:
     for command in (
-        ("fit", str(table), "--out", "m", *SMALL, "--model.likelihood", "infer"),
-        ("calibrate", "m", str(table), "--out", "c"),
+        ("fit", str(table), "--out", "m", "--force", *SMALL, "--model.likelihood", "infer"),
+        ("calibrate", "m", str(table), "--out", "c", "--force"),
         ("score", "m", str(table)),
         ("score", "c", str(table)),
         ("sample", "m"),
@@ -234,7 +279,7 @@ def test_a_log_beside_the_model(run: Run, table: Path) -> None:
     assert run("fit", str(table), "--out", "m", *SMALL, "--log", "jsonl")[0] == 0
     lines = pd.read_json("m/log.jsonl", lines=True)
     assert np.allclose(lines["bound"], pd.read_csv("m/history.csv")["bound"]) and lines["epoch"].tolist() == [1, 2]
-    code, _, err = run("fit", str(table), "--out", "m", *SMALL, "--log", "print")
+    code, _, err = run("fit", str(table), "--out", "other", *SMALL, "--log", "print")
     assert code == 2 and "log: got 'print', expected one of 'jsonl', 'tensorboard'" in err
 
 
