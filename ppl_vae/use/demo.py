@@ -225,9 +225,11 @@ def csv_scores(rows: Split, results: list[Result]) -> str:
 
 def told(anomaly: int, sizes: str, seed: int, epochs: int) -> dict[str, Any]:
     """What the report is to say of the demo, and of which rows."""
-    how = f"No model saw the digit {anomaly} in training: {sizes}. Models then score every test row by itself"
+    how = f"No model saw the digit {anomaly} in training: {sizes}. Models score every test row by itself."
     fit = {"epochs": epochs, "batch_size": BATCH_SIZE, "lr": LR, "seed": seed}
-    return {"title": f"Finding the digit {anomaly}", "data": "test.npz", "task": how, "fit": fit}
+    normal = [digit for digit in range(10) if digit != anomaly]
+    labels = {"data": "test.npz", "labels": "y", "normal": normal}
+    return {"title": f"Finding the digit {anomaly}", **labels, "task": how, "fit": fit}
 
 
 # ---- the pictures
