@@ -111,7 +111,8 @@ def demo(out: str | PathLike, anomaly: int = 8, seed: int = 0, epochs: int = 60)
     for name, picture in pictures.items():
         write_bytes(folder / f"{name}.png", _png(picture))
     with one_thread():
-        print(f"wrote {of_folder(folder)} and beside it the models, their scores and {len(pictures)} pictures")
+        page = of_folder(folder, history=models.history)  # which knows the rows that it met
+        print(f"wrote {page} and beside it the models, their scores and {len(pictures)} pictures")
     print(f"{time.perf_counter() - began:.1f} s in all")
     return results
 

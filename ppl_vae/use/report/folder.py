@@ -40,7 +40,7 @@ def of_folder(
         rows: for the model; None takes those that options.json names under "data", read as it says.
         path: the file; None: report.html in the folder.
         source: what the rows were read from, in words.
-        options: `title`, `labels`, `contamination`, `num_draws` and `seed` of `report`.
+        options: `title`, `history`, `contamination`, `num_draws` and `seed` of `report`.
 
     Returns: the path of the file.
 
@@ -69,7 +69,7 @@ def of_folder(
         for name in ("calibration", "plane"):
             if (folder / name / MODEL_FILE).is_file():
                 found[name] = load(folder / name)
-        if (folder / "history.csv").is_file():
+        if "history" not in options and (folder / "history.csv").is_file():
             found["history"] = read_history(folder / "history.csv")
             if of_fit:
                 found["history"].rows = known_again(batch_of(found["vae"], rows.normal().data))

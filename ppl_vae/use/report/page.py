@@ -201,7 +201,7 @@ def _title(asked: of.Asked | None, comparison: Any) -> str:
     if asked is None:
         return "A comparison of models"
     shape = asked.frame.shape
-    return f"A variational autoencoder of {several(asked.total, 'row')}, {several(shape[1], 'column')}"
+    return f"A variational autoencoder on {several(asked.total, 'row')}, {several(shape[1], 'column')}"
 
 
 def _page(title: str, sections: dict[str, Any], asked: of.Asked | None, seen: tuple[str, bool] | None) -> str:

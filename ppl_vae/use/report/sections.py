@@ -12,7 +12,7 @@ import torch
 from markupsafe import Markup
 
 from ppl_vae.criticism.calibration import Decisions
-from ppl_vae.criticism.checks import Finding, spaced
+from ppl_vae.criticism.checks import NAT, Finding, spaced
 from ppl_vae.criticism.comparison import Comparison
 from ppl_vae.criticism.diagnostics import Diagnosis, diagnose
 from ppl_vae.criticism.explanation import explain
@@ -199,7 +199,13 @@ def fitted(asked: Asked, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-NAMED = {"fitted_to": "Fitted to", "fit": "Fitted with", "num_draws": "Draws for bound and k-hat"}
+NAMED = {
+    "labels": "Labels in",
+    "normal": "Labels of normal rows",
+    "fitted_to": "Fitted to",
+    "fit": "Fitted with",
+    "num_draws": "Draws for bound and k-hat",
+}
 """What some options are called on the page."""
 
 
@@ -344,7 +350,8 @@ def marginals(asked: Asked, columns: list[str]) -> list[dict[str, Any]]:
 
 def marginal(data: Any, model: Any) -> Markup:
     """One column of the data and of drawn rows."""
-    if data.dtype.kind in "iuf" and data.nunique() > 2:
+    numbers = data.dtype.kind in "iuf" and model.dtype.kind in "iuf"
+    if numbers and max(data.nunique(), model.nunique()) > 2:
         values = [data.to_numpy(float), model.to_numpy(float)]
         ends = np.quantile(np.concatenate(values), (0.005, 0.995))
         whole = data.dtype.kind in "iu" or np.array_equal(np.round(values[0]), values[0])
@@ -405,7 +412,7 @@ def promised(asked: Asked) -> list[str]:
     delta = f", delta {given.delta:g}" if given.rule in ("conditional", "simultaneous") else ""
     words = [
         f"Calibrated on {several(given.rows, 'row')} known to be normal, rule {given.rule!r}, level {given.level:g}{delta}.",
-        f"Promised, where normal rows to come are like these: {given.guarantee}.",
+        f"Promised, if normal rows to come are like those: {given.guarantee}.",
     ]
     if (other := int((decided.against == "hidden").sum())) > 0:
         words.append(
@@ -519,11 +526,11 @@ def surely(figure: tuple[float, float], limit: float) -> bool:
 
 
 def unlike_prior(f: dict[str, tuple[float, float]]) -> bool | None:
-    """Whether q(z) is more than a nat from p(z); None where its bounds are on either side of that."""
+    """Whether q(z) is more than a nat from p(z); None where it is not, and may still be more than `NAT`."""
     low, high = (f.get(f"KL(q(z) || p(z)), at {end}") for end in ("least", "most"))
     if low is None or high is None:
         return None
-    return surely(low, 1.0) or (None if high[0] > 1.0 else False)
+    return surely(low, 1.0) or (None if high[0] > NAT else False)
 
 
 DOUBTS: dict[str, Any] = {
