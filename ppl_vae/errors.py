@@ -76,6 +76,16 @@ def called(part: Any) -> str:
     return getattr(part, "__name__", None) or type(part).__name__
 
 
+def several(n: int, what: str) -> str:
+    """A number of things in words.
+
+    Example:
+        >>> several(1, "epoch"), several(0, "row")
+        ('1 epoch', '0 rows')
+    """
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
 def number(name: str, value: Any, above: float = 0.0, *, inclusive: bool = False) -> float:
     """`value` as a finite float above a limit (or at it), or an `OptionError`."""
     try:

@@ -227,7 +227,7 @@ def information(subject: Subject) -> Finding:
     elif gap.high < NAT:
         verdict += f"; q(z) is within {NAT} nats of p(z)"
     else:
-        verdict += f"; q(z) is at most {gap.high:.3g} nats from p(z), which is too high for few rows"
+        verdict += f"; q(z) is at most {gap.high:.3g} nats from p(z), a bound too high to tell more with so few rows"
     return Finding(figures, verdict, {"aggregate": found})
 
 
@@ -380,7 +380,7 @@ def predictive(subject: Subject) -> Finding:
     share, m = float(outside.mean()), len(held)
     figures = {"share outside the 90 % interval": unsure(share), "statistics": exact(m)}
     verdict = (
-        f"{outside.sum()} of {m} statistics of columns lie outside what 90 % of drawn data sets have (10 % expected)"
+        f"outside of what 90 % of drawn data sets have: {outside.sum()} of {m} statistics of columns (10 % expected)"
     )
     if outside.any():
         width = (held["high"] - held["low"]).clip(lower=1e-12)

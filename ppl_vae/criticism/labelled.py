@@ -161,7 +161,8 @@ def wrapped(groups: dict[str, Any], attributes: dict[str, Any]) -> Any:
 def elpd(log_p: Any, mcse: Any = None, k_hat: Any = None, num_draws: int = 0, p: float = np.nan) -> Any:
     """Log predictive densities of held-out rows (Vehtari et al. 2017) as ArviZ's `compare` and `plot_compare` take them.
 
-    Their sum is kept under the name "loo", the only one that both versions accept. The standard error is that over rows,
+    Their sum is kept under the name "loo", the only one that both versions accept, and so is printed as such, held out or
+    left out. The standard error is that over rows,
     in which the Monte Carlo error of each is contained.
 
     `az.compare` finds stacking weights from exp(log_p): where rows have log densities below -700 use

@@ -1,5 +1,6 @@
 """What a fitted model predicts: new rows, reconstructions, codes, and paths through the latent space."""
 
+import math
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
@@ -173,8 +174,8 @@ def decode(vae: Any, z: Any, given: Any = None) -> Any:
     return _decoded(vae, z, given, {})
 
 
-def _decoded(vae: Any, z: Any, given: Any, classes: dict[str, Tensor]) -> Any:
-    """As `decode`, with the classes "y" (n, classes) where they are known already."""
+def _decoded(vae: Any, z: Any, given: Any, classes: dict[str, Tensor], seen: Tensor | None = None) -> Any:
+    """As `decode`, with the classes "y" (n, classes) where they are known already, and the rows that z is of."""
     like = next((p for p in [*vae.parameters(), *vae.buffers()] if p.is_floating_point()), torch.zeros(()))
     with reading(vae):
         codes = torch.as_tensor(np.asarray(z, dtype=float)).to(like)
@@ -186,17 +187,17 @@ def _decoded(vae: Any, z: Any, given: Any, classes: dict[str, Tensor]) -> Any:
             further["y"] = _known(label, vae.classes.prior().probs.expand(len(codes), -1))
         further |= classes
         try:
-            x = _expected(vae, codes, further)
+            x = _expected(vae, codes, further, seen)
         except RuntimeError as error:
             raise OptionError(f"decode: got z of shape {tuple(codes.shape)}, expected codes (n, k): {error}") from error
         return _own(vae, x)
 
 
-def _expected(vae: Any, codes: Tensor, further: dict[str, Tensor]) -> Tensor:
+def _expected(vae: Any, codes: Tensor, further: dict[str, Tensor], seen: Tensor | None = None) -> Tensor:
     """E[x|z] (n, d) in encoded units, averaged over what the decoder has of sites that all rows share."""
     if not hasattr(vae, "decoder"):  # two programs, without parts that can be asked alone
         model = poutine.condition(vae.model, data={"z": codes})
-        return expected(poutine.trace(model).get_trace(n=len(codes), **further).nodes["x"]["fn"])
+        return expected(poutine.trace(model).get_trace(seen, n=len(codes), **further).nodes["x"]["fn"])
     if not _of_decoder(vae):
         return expected(call(vae.decoder, codes, **further))
     with Keyed(shared_key(codes, 0), shared=shared_key(codes, 0)), pyro.plate("draws", SHARED_DRAWS, dim=-2):
@@ -233,7 +234,7 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
             of each member for None.
         seed: of these draws.
 
-    Returns: n rows, of the data's own type and units.
+    Returns: n rows, of the type of the model's own data and in its units; arrays in the shape in which these came.
 
     Raises: OptionError for an average over codes of levels or angles; DataError.
 
@@ -250,7 +251,8 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
     if num_draws is None and hasattr(vae, "members"):
         num_draws = SHARED_DRAWS
     if num_draws is None:
-        return _like(_decoded(vae, encode(vae, data), data, _class(vae, data)), data)
+        seen = batch_of(vae, data).x if vae.schema is None else None
+        return _like(_decoded(vae, encode(vae, data), data, _class(vae, data), seen), data)
     if vae.schema is not None and (column := _coded(vae.schema)):
         raise OptionError(f"num_draws: got {num_draws} with the column {column!r}, whose codes have no average")
     return _like(
@@ -455,6 +457,10 @@ def _coded(schema: Any) -> str | None:
 
 
 def _like(rows: Any, data: Any) -> Any:
+    """Rows with the index of the frame, or in the shape of the array, that they are of."""
+    arrays = isinstance(data, np.ndarray | Tensor) and isinstance(rows, np.ndarray | Tensor)
+    if arrays and math.prod(rows.shape) == math.prod(data.shape):  # else some of its columns are not modelled
+        return rows.reshape(data.shape)
     if type(rows) is type(data) and hasattr(data, "iloc"):
         rows.index = data.index  # pandas aligns by it
     return rows

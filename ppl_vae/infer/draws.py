@@ -342,6 +342,12 @@ def row_keys(batch: Batch, seed: int) -> Tensor:
     return noise.row_keys(torch.cat([x, *further], 1) if further else x, seed)
 
 
+def known_again(batch: Batch) -> Tensor:
+    """Keys (n,) that tell whether a row is one of these, on the CPU; made of some rows at a time, as they take memory."""
+    size = max(1, CELLS // batch.x.shape[1])
+    return torch.cat([row_keys(batch.rows(slice(at, at + size)), 0).cpu() for at in range(0, len(batch.x), size)])
+
+
 def told_apart(keys: Tensor) -> Tensor:
     """Keys (n,) that differ also where rows are equal, by their order: the first of equal rows keeps its key."""
     order = keys.argsort(stable=True)

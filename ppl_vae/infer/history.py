@@ -8,8 +8,9 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from ppl_vae.errors import choose
+from ppl_vae.errors import choose, several
 from ppl_vae.files import write_text
 
 
@@ -28,6 +29,8 @@ class History:
         compile_seconds: that it took to make the graph of a step; None: there was none.
         rounding: by how much the bound changed with nets in bfloat16, nats a row, at the start; None: they were not.
         best_epoch: the epoch whose weights the model holds; None: the last.
+        rows: (n,) keys by which a report knows the rows that the fit was given again, those held out among them; not kept in
+            files, which would tell whoever has a row whether it was one of them.
 
     Example:
         >>> history = History()
@@ -42,6 +45,7 @@ class History:
         self.best_epoch: int | None = None
         self.compile_seconds: float | None = None
         self.rounding: float | None = None
+        self.rows: Tensor | None = None
 
     def append(self, epoch: dict[str, float]) -> None:
         """Add one epoch.
@@ -96,7 +100,7 @@ class History:
     def __repr__(self) -> str:
         if not self.epochs:
             return "History(no epochs)"
-        return f"History({len(self)} epochs, {self.latest()} nats a row)"
+        return f"History({several(len(self), 'epoch')}, {self.latest()} nats a row)"
 
     def latest(self, digits: int = 4) -> str:
         """Say the last epoch's bound in words; the objective, where there is no bound.

@@ -20,7 +20,7 @@ from ppl_vae.files import digest
 from ppl_vae.infer import graphs
 from ppl_vae.infer.checkpoint import Checkpoint, State, go_on, packed, state_of_fit, unpacked
 from ppl_vae.infer.distributed import expect_equal, ranks, weights_digest
-from ppl_vae.infer.draws import expect_model, facts, row_blocks
+from ppl_vae.infer.draws import expect_model, facts, known_again, row_blocks
 from ppl_vae.infer.history import History
 from ppl_vae.infer.objectives import fitting
 from ppl_vae.infer.objectives import objective as chosen_objective
@@ -164,7 +164,7 @@ class Run(Options):
                 OptionError,
                 "distributed: got other {name} in process {rank} than in process 0, expected the same model, data, options",
             )
-        state = self._kept()
+        state, self.history.rows = self._kept(), known_again(self.encoded)
         self.rows = Rows(self.vae, self.encoded, self.valid, self.pixels, self.seed, int(self.vae.steps))
         self.target = fitting(self.target, self.objective, facts(self.vae, self.encoded))
         if self.kl_warmup and not self.target.weighs_kl:

@@ -26,7 +26,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace
 
-from ppl_vae.errors import OptionError, PplVaeError, whole
+from ppl_vae.errors import OptionError, PplVaeError, several, whole
 from ppl_vae.options import FitOptions, ModelOptions, ReadingOptions
 from ppl_vae.use.mistakes import told
 
@@ -231,7 +231,7 @@ def fit(
     save(vae, folder)
     history.save(folder / "history.csv")
     last = history.epochs[(history.best_epoch or len(history)) - 1]
-    print(f"{len(history)} epochs in {history['seconds'][-1]:.1f} s")
+    print(f"{several(len(history), 'epoch')} in {history['seconds'][-1]:.1f} s")
     held_out = f", {last['valid_bound']:.4f} on the rows held out" if fit_options.valid else ""
     print(f"bound {last['bound']:.4f} nats a row in training{held_out}")
     for name, wanted, write in (("scores", scores, _write_scores), ("imputed", imputations, _write_imputed)):
@@ -324,12 +324,11 @@ def score(
         frame = with_reasons(frame, thing, rows, reasons, num_draws, seed)
     write_table(out, frame)
     figures = {"out": out, "rows": len(frame), "flagged": int(frame["flagged"].sum()), **figures}
-    print(f"wrote {out}: {figures['rows']} rows, {figures['flagged']} flagged, {flags}")
+    print(f"wrote {out}: {several(figures['rows'], 'row')}, {figures['flagged']} flagged, {flags}")
     if rows.anomalous is not None:
         figures |= (by := against_labels(frame, rows.anomalous))
-        print(
-            f"flagged {by['found']} of {by['anomalous']} anomalous rows, and {by['false']} of {by['normal']} normal ones"
-        )
+        anomalous = several(by["anomalous"], "anomalous row")
+        print(f"flagged {by['found']} of {anomalous}, and {by['false']} of {several(by['normal'], 'normal one')}")
         if by["auroc"] is not None:
             print(f"AUROC {by['auroc']:.4f}, average precision {by['average_precision']:.4f}")
     return figures
@@ -454,7 +453,7 @@ def report(
 
     rows = None if data is None else read_rows(data, reading)
     options = {"title": title, "contamination": contamination, "num_draws": num_draws, "seed": seed}
-    path = of_folder(folder, rows, out, **options)
+    path = of_folder(folder, rows, out, data if reading.part is None else f"{data}, part {reading.part}", **options)
     print(f"wrote {path}")
     return {"out": str(path)}
 
@@ -523,7 +522,7 @@ def sample(model: str, n: int, out: str, seed: int, given: str | None, device: s
     beside = None if given is None else loaded(given)
     n = n if beside is None else len(beside)
     write_table(out, frame_of(generate(vae, n, seed, beside).x, vae.schema.names))
-    print(f"wrote {out}: {n} rows, {vae.schema.width} columns")
+    print(f"wrote {out}: {several(n, 'row')}, {several(vae.schema.width, 'column')}")
     return {"out": out, "rows": n, "columns": vae.schema.width}
 
 
@@ -632,7 +631,7 @@ def _write_scores(out: str | Path, vae: Any, rows: Any) -> None:
     frame, figures = scored(vae, rows, CONTAMINATION)
     write_table(out, frame)
     flags = f"{frame['flagged'].sum()} flagged, with a {figures['scoring']} below {figures['threshold']:.6g}"
-    print(f"wrote {out}: {len(frame)} rows, {flags}")
+    print(f"wrote {out}: {several(len(frame), 'row')}, {flags}")
 
 
 def _write_imputed(out: str | Path, vae: Any, rows: Any, **options: Any) -> dict[str, Any]:

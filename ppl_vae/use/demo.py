@@ -111,7 +111,8 @@ def demo(out: str | PathLike, anomaly: int = 8, seed: int = 0, epochs: int = 60)
     for name, picture in pictures.items():
         write_bytes(folder / f"{name}.png", _png(picture))
     with one_thread():
-        print(f"wrote {of_folder(folder)} and beside it the models, their scores and {len(pictures)} pictures")
+        page = of_folder(folder, history=models.history)  # which knows the rows that it met
+        print(f"wrote {page} and beside it the models, their scores and {len(pictures)} pictures")
     print(f"{time.perf_counter() - began:.1f} s in all")
     return results
 
@@ -225,9 +226,11 @@ def csv_scores(rows: Split, results: list[Result]) -> str:
 
 def told(anomaly: int, sizes: str, seed: int, epochs: int) -> dict[str, Any]:
     """What the report is to say of the demo, and of which rows."""
-    how = f"No model saw the digit {anomaly} in training: {sizes}. Models then score every test row by itself"
+    how = f"No model saw the digit {anomaly} in training: {sizes}. Models score every test row by itself."
     fit = {"epochs": epochs, "batch_size": BATCH_SIZE, "lr": LR, "seed": seed}
-    return {"title": f"Finding the digit {anomaly}", "data": "test.npz", "task": how, "fit": fit}
+    normal = [digit for digit in range(10) if digit != anomaly]
+    labels = {"data": "test.npz", "labels": "y", "normal": normal}
+    return {"title": f"Finding the digit {anomaly}", **labels, "task": how, "fit": fit}
 
 
 # ---- the pictures

@@ -41,6 +41,10 @@ def test_images_keep_their_shape():
     vae = pv.build(images, latent=2, likelihood="continuous_bernoulli")
     assert pv.generate(vae, 3).x.shape == (3, 5, 4)
     assert pv.reconstruct(vae, images[:2]).shape == (2, 5, 4)
+    flat = images[:2].reshape(2, 20)
+    for rows in (flat, torch.as_tensor(flat)):  # in the shape of what was given
+        assert pv.reconstruct(vae, rows).shape == pv.reconstruct(vae, rows, num_draws=2).shape == (2, 20)
+    assert np.array_equal(pv.reconstruct(vae, flat), pv.reconstruct(vae, images[:2]).reshape(2, 20))
 
 
 def test_generate_is_the_model(vae):

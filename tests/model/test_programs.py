@@ -79,6 +79,15 @@ def test_they_are_the_vae_of_the_same_parts():
         assert np.array_equal(pv.generate(programs, 6, seed).x, pv.generate(vae, 6, seed).x)
 
 
+def test_rows_are_reconstructed_without_a_schema_in_their_own_units():
+    of = nets()
+    programs = pair(of, schema=None)
+    with torch.no_grad():
+        means = of["decoder"](encoded(of, torch.as_tensor(X)).mean).numpy()
+    assert np.allclose(pv.reconstruct(programs, X), means, atol=1e-6)
+    assert pv.reconstruct(programs, X, num_draws=2).shape == X.shape
+
+
 def test_missing_cells_are_left_out_of_the_likelihood():
     holes = np.where(np.random.RandomState(1).rand(*X.shape) < 0.3, np.nan, X).astype(np.float32)
     schema = pv.Schema.fit(holes, nullable=True)

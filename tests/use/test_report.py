@@ -103,8 +103,74 @@ def test_each_section_says_what_the_library_finds(table: tuple[Any, pd.DataFrame
 def test_without_a_calibration_nothing_is_promised(table: tuple[Any, pd.DataFrame], tmp_path: Path) -> None:
     vae, data = table
     text = pv.report(vae, data, tmp_path / "a.html", contamination=0.1).read_text(encoding="utf-8")
+    assert "whether these are such rows, nothing here tells" in text
     assert "0.1 quantile of these same rows" in text and "No error rate is promised" in text
     assert f"{(pv.score(vae, data).values < pv.score(vae, data).threshold(0.1)).sum()} of 80 rows" in text
+
+
+def header(text: str) -> str:
+    return text[text.index("<header>") : text.index("</header>")]
+
+
+def test_a_column_of_one_value_is_drawn_beside_what_a_continuous_model_makes_of_it() -> None:
+    data, model = pd.Series(np.zeros(50)), pd.Series(np.random.default_rng(0).normal(size=50))
+    assert "Histogram" in of.marginal(data, model) and "Histogram" not in of.marginal(data, data)
+
+
+def test_the_page_says_how_many_of_its_rows_the_fit_was_given(tmp_path: Path) -> None:
+    data, others = frame(), frame(200)[100:150]
+    vae = pv.build(data, likelihood="infer", latent=1, hidden=(4,))
+    fit = pv.fit(vae, data, epochs=1, progress=False)
+    mixed = pd.concat([data[:10], others])
+    pages = [
+        header(pv.report(vae, rows, tmp_path / "a.html", history=fit).read_text(encoding="utf-8"))
+        for rows in (data, mixed, others)
+    ]
+    assert '<p class="note">80 of these 80 rows are among the 80 rows that the fit was given. Scores' in pages[0]
+    assert '<p class="quiet">10 of these 60 rows are among the 80 rows' in pages[1]
+    assert "None of these 50 rows is one of the 80 rows that the fit was given.</p>" in pages[2]
+
+
+def test_checks_leave_anomalous_rows_out_and_say_so(table: tuple[Any, pd.DataFrame], tmp_path: Path) -> None:
+    vae, data = table
+    odd = np.arange(80) % 2 == 0
+    shifted = data.assign(**{HOSTILE[0]: np.where(odd, 100.0, data[HOSTILE[0]])})
+    asked = of.Asked(vae, shifted, 80, np.arange(80), None, None, 0.05, 4, 0, odd)
+    assert len(asked.few) == 40 and asked.few[HOSTILE[0]].max() < 100
+    path = tmp_path / "a.html"
+    text = pv.report(vae, shifted, path, anomalous=odd, contamination=0.1).read_text(encoding="utf-8")
+    told = "40 rows that are labelled normal; anomalous ones are left out"
+    assert told in section(text, "predictive") and told in section(text, "diagnosis")
+    low = pv.score(vae, shifted).values < pv.score(vae, shifted).threshold(0.1)
+    assert f"Flagged are {(low & odd).sum()} of the 40 labelled anomalous and 0 of the 40" in section(text, "scores")
+    text = pv.report(vae, shifted, path, labels=odd, diagnosis=pv.diagnose(vae, data, checks="predictive")).read_text()
+    assert "Of the rows of the diagnosis that was handed in: " in section(text, "predictive")  # and labels are no marks
+
+
+def test_labels_0_and_1_of_a_data_set_are_marks_and_those_of_classes_are_not(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    vae, y = pv.build(x, latent=1, hidden=(4,)), np.arange(30) % 3
+    for labels, told in (
+        (np.minimum(y, 1), "Of 10 rows that are labelled normal"),
+        (y, "Of 30 rows, whatever their label"),
+    ):
+        np.savez(tmp_path / "rows.npz", x=x, y=labels)
+        text = pv.report(vae, tmp_path / "rows.npz", tmp_path / "a.html").read_text(encoding="utf-8")
+        assert told in section(text, "predictive")
+
+
+def test_one_sign_is_minus_and_one_of_a_thing_is_no_plural(table: tuple[Any, pd.DataFrame], tmp_path: Path) -> None:
+    one = History()
+    one.append({"epoch": 1, "bound": -3.0, "kl": 0.5, "valid_bound": -3.5, "seconds": 0.1})
+    labels = np.where(np.arange(80) % 2 == 0, -1, 1)
+    text = pv.report(*table, tmp_path / "a.html", history=one, labels=labels).read_text(encoding="utf-8")
+    body = re.sub(r"<script.*?</script>|<path[^>]*>", "", text[text.index("<body>") :], flags=re.DOTALL)
+    words = re.sub(r"<[^>]*>", " ", body)
+    assert f"bound {MINUS}3.0000 nats a row" in words and f"label {MINUS}1" in words
+    assert not re.findall(r"(?<![\w.])-[\d.]", words) and not re.findall(
+        r"\b1 (?:epoch|row|check|draw|dimension)s", words
+    )
+    assert "1 epoch in 0.1 s" in words
 
 
 def test_a_promise_names_its_delta_and_its_condition_for_rows_with_holes() -> None:
@@ -114,7 +180,7 @@ def test_a_promise_names_its_delta_and_its_condition_for_rows_with_holes() -> No
     calibration = pv.calibrate(vae, x[60:], level=0.2, rule="conditional", delta=0.03, num_draws=4)
     asked = of.Asked(vae, as_frame(x[:60]), 60, np.arange(60), None, calibration, 0.05, 4, 0)
     words = " ".join(of.promised(asked))
-    assert "level 0.2, delta 0.03." in words and "Of 40 rows, which were judged against rows whose other" in words
+    assert "level 0.2, delta 0.03." in words and "Of 40 rows judged against rows whose other" in words
 
 
 def test_verdicts_do_not_hang_on_one_statistic_on_noise_or_on_one_fact_told_twice() -> None:
@@ -124,8 +190,12 @@ def test_verdicts_do_not_hang_on_one_statistic_on_noise_or_on_one_fact_told_twic
         return of.DOUBTS["predictive"]({"share outside the 90 % interval": (share, 0.0), "statistics": (float(m), 0.0)})
 
     assert [outside(1 / 3, 3), outside(2 / 3, 3), outside(1 / 4, 20), outside(0.3, 20)] == [False, True, False, True]
-    low = "KL(q(z) || p(z)), at least"
-    assert [of.DOUBTS["information"]({low: figure}) for figure in ((1.5, 0.4), (1.5, 0.1))] == [False, True]
+    low, high = "KL(q(z) || p(z)), at least", "KL(q(z) || p(z)), at most"
+    figures = ((1.5, 0.4, 3.0), (1.5, 0.1, 3.0), (0.0, 0.01, 0.05), (0.1, 0.1, 0.9))
+    found = [of.DOUBTS["information"]({low: (a, e), high: (b, e)}) for a, e, b in figures]
+    assert (
+        found == [None, True, False, None] and of.DOUBTS["information"]({}) is None
+    )  # bounds on either side tell nothing
     idle = {"dimensions": (4.0, 0.0), "active units": (3.0, 0.0), "share of idle dimensions": (0.25, 0.0)}
     assert [name for name in ("active_units", "collapse") if name in of.DOUBTS and of.DOUBTS[name](idle)] == [
         "collapse"
@@ -141,7 +211,7 @@ def test_statistics_at_an_end_of_their_interval_are_not_outside(table: tuple[Any
     found = Finding({}, "", {"table": pd.DataFrame(ends, index)})
     asked = of.Asked(table[0], table[1], 80, np.arange(80), None, None, 0.05, 4, 0)
     words = of.predictive(asked, Diagnosis({"predictive": found}, (80, 80), 1000))["words"]
-    assert words.startswith("1 of 3 statistics")
+    assert words.startswith("Of 80 rows: 1 of 3 statistics of columns lies outside")
 
 
 def test_equal_arguments_give_equal_bytes_and_a_small_file(table: tuple[Any, pd.DataFrame], tmp_path: Path) -> None:
@@ -176,7 +246,9 @@ def test_more_than_two_latents_are_shown_in_a_plane_and_the_caps_are_told(tmp_pa
     axes = sorted(np.argsort(-means.std(0))[:2].tolist())
     assert held["axes"] == [f"z[{axis}]" for axis in axes] and len(held["columns"]) == 40 and len(held["row"]) <= 400
     assert (
-        "z has 4 dimensions" in text and "The first 40 of 45 columns" in text and "of 500 rows are in this file" in text
+        "move most, with the other 2 at their means" in text
+        and "The first 40 of 45 columns" in text
+        and "of 500 rows are in this file" in text
     )
     code = means.mean(0)
     code[axes] = held["x"][0], held["y"][0]
@@ -245,6 +317,11 @@ def test_a_model_without_a_schema_goes_by_the_position_of_columns(tmp_path: Path
         ({"vae": True, "data": True, "calibration": 3}, "calibration: got a int"),
         ({"vae": True, "data": True, "comparison": [1]}, "comparison: got a list, expected a Comparison or DataFrame"),
         ({"vae": True, "data": True, "labels": [1, 2]}, r"labels: got shape \(2,\), expected \(80,\)"),
+        ({"vae": True, "data": True, "anomalous": [0, 1]}, r"anomalous: got shape \(2,\) of int64, expected \(80,\)"),
+        (
+            {"vae": True, "data": True, "anomalous": np.ones(80, bool)},
+            "anomalous: got 80 of 80 rows, expected two or more",
+        ),
         ({"vae": True, "data": True, "contamination": 0.9}, "contamination"),
         ({"vae": True, "data": True, "num_draws": 0}, "num_draws"),
         ({"vae": "model", "data": True}, "expected"),
@@ -278,11 +355,13 @@ def test_a_comparison_alone_is_a_report(tmp_path: Path) -> None:
     a, b = np.array([-1.0, -2.0, -3.0]), np.array([-2.0, -2.0, -5.0])
     cells = [Cell(n, 0, {"num_draws": 1000}, {"log_p": x, "bound": x, **rows}) for n, x in ((HOSTILE[0], a), ("b", b))]
     cells.append(Cell("c", 0, {}, {}, "it broke"))
-    cells.append(Cell("a long name, latent=8", 0, {"num_draws": 1000}, {"log_p": a, "bound": a, **rows}))
+    cells.append(Cell("a long name, latent=8, tanh", 0, {"num_draws": 1000}, {"log_p": a, "bound": a, **rows}))
     found = pv.Comparison(cells, {"seeds": [0], "num_draws": 1000})
     text = pv.report(comparison=found, path=tmp_path / "a.html").read_text(encoding="utf-8")
     assert "c, seed 0 failed: it broke" in text and HOSTILE[0] not in text and "A comparison of models" in text
-    assert "a long nam… latent=8" in text and "Draws for bound and k-hat" in text
+    assert "<text" in text and ">a long name, latent=8, tanh</text>" in text and "Draws for bound and k-hat" in text
+    assert "sd seeds" not in text and "difference sd" not in text  # of one seed
+    assert "evidence: mean log p(x) of the test rows" in text
     found.save(tmp_path / "x")
     again = of_folder(tmp_path / "x").read_text(encoding="utf-8")
     assert section(again, "comparison").count("<tr>") == 5 and "difference to the best" in again
@@ -303,6 +382,8 @@ def test_the_report_of_a_folder(
     assert main(["report", str(folder)]) == 0
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "epochs 2" in section(text, "fitted") and "3 epochs" in section(text, "training")
+    assert "80 of these 80 rows are among the 80 rows that the fit was given" in header(text)
+    assert "<dt>Fitted to</dt><dd>rows.csv" in text and "of 80 rows of rows.csv" in text
     pv.save(pv.calibrate(vae, frame(200)), folder / "calibration")
     asked = [
         "report",
@@ -315,6 +396,7 @@ def test_the_report_of_a_folder(
         "<b>",
     ]
     assert main(asked) == 0 and "b.html" in capsys.readouterr().out
+    assert "nothing here tells" in (tmp_path / "b.html").read_text(encoding="utf-8")
     assert "<h1>&lt;b&gt;</h1>" in (text := (tmp_path / "b.html").read_text(encoding="utf-8")) and "Promised" in text
 
 
@@ -449,6 +531,18 @@ def test_the_browser_test_sees_planted_faults(browser: Any, page: Path, tmp_path
 def test_the_page_fits_its_window(browser: Any, page: Path, width: int) -> None:
     with Visit(browser, page, viewport={"width": width, "height": 800}) as visit:
         assert visit.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_table_that_is_cut_off_says_so(browser: Any, tmp_path: Path, width: int) -> None:
+    wide = pd.DataFrame({f"a figure {j}": [-1.5, 2.0] for j in range(30)}, index=["a", "b"]).reset_index()
+    for name, many in (("wide", True), ("narrow", False)):
+        shown = wide if many else wide.iloc[:, :2]
+        path = pv.report(comparison=shown, path=tmp_path / f"{name}.html")
+        with Visit(browser, path, viewport={"width": width, "height": 800}) as visit:
+            said = "getComputedStyle(document.querySelector('.wide'), '::before').content"
+            visit.page.wait_for_function(f"{said} {'!==' if many else '==='} 'none'")
+            assert visit.page.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,6 +1,7 @@
 """Small charts as inline SVG, in colours of the page: they follow its dark mode, print, and hold no outside reference."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ LABELS = 130.0
 """Room for names on the left of charts whose lines have some."""
 LINE = 20.0
 MINUS = "\N{MINUS SIGN}"
-LONGEST = 20
-"""Letters of such a name."""
+LONGEST, WIDE = 20, 56
+"""Letters of such a name, and of one that has a line of its own."""
 
 
 class Span(NamedTuple):
@@ -140,6 +141,16 @@ def short(value: float) -> str:
     return rounded.replace("-", MINUS)
 
 
+def signed(words: str) -> str:
+    """Words with a true minus sign before each number that has one; dates, names and ranges stay as they are.
+
+    Example:
+        >>> signed("-2 to 1e-05, a-1, 2020-01-02") == "{0}2 to 1e{0}05, a-1, 2020-01-02".format(MINUS)
+        True
+    """
+    return re.sub(r"(?<![\w.)-])-(?=\.?\d|inf)|(?<=\de)-(?=\d)", MINUS, words)
+
+
 def cut(words: str, longest: int = LONGEST) -> str:
     """Words, shortened in the middle: names of one kind differ at either end.
 
@@ -237,17 +248,22 @@ class Interval(NamedTuple):
 
 
 def intervals(rows: Sequence[Interval], xlabel: str, mark: float | None = None, around: Span | None = None) -> Markup:
-    """A line for each range with a dot for a value, named on the left; values beyond the axis are drawn at its end."""
+    """A line for each range with a dot for a value, named on the left, or above where names are long.
+
+    Values beyond the axis are drawn at its end.
+    """
     ends = [v for r in rows for v in (r.low, r.high, r.value)] + ([] if mark is None else [mark])
-    height = TOP + BOTTOM + LINE * len(rows)
-    panel = Panel(around or span(ends), Span(0, 1), (WIDTH, height), LABELS)
+    above = any(len(row.name) > LONGEST for row in rows)
+    step, left = (2 * LINE, 6.0) if above else (LINE, LABELS)
+    height = TOP + BOTTOM + step * len(rows)
+    panel = Panel(around or span(ends), Span(0, 1), (WIDTH, height), left)
     parts = [panel.axes(xlabel, yticks=False)]
     if mark is not None:
         parts.append(line((panel.right(mark), TOP), (panel.right(mark), height - BOTTOM), "mark"))
     for place, row in enumerate(rows):
-        y = TOP + LINE * (place + 0.5)
+        y = TOP + step * (place + 1) - LINE / 2
         low, high, value = (panel.right(min(max(v, panel.x.low), panel.x.high)) for v in (row.low, row.high, row.value))
-        parts.append(text(LABELS - 6, y + 4, cut(row.name), "end"))
+        parts.append(text(left, y - 12, cut(row.name, WIDE)) if above else text(left - 6, y + 4, row.name, "end"))
         parts.append(line((low, y), (high, y), "range"))
         if row.inner is not None:
             inner = [panel.right(min(max(v, panel.x.low), panel.x.high)) for v in row.inner]

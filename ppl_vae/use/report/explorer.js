@@ -1,4 +1,9 @@
 "use strict";
+// A table that is wider than its box says so, whatever the width of the window.
+for (const box of document.querySelectorAll(".wide")) {
+  new ResizeObserver(() => box.classList.toggle("cut", box.scrollWidth > box.clientWidth)).observe(box);
+}
+
 // The latent explorer: a decoded grid and some rows, all in the page; nothing is computed by the model here.
 (function () {
   const source = document.getElementById("explorer-data");

@@ -115,13 +115,14 @@ def _told(
 ) -> list[str]:
     """What is shown, and what is not."""
     words = [
-        f"Decoded beforehand at {across} x {down} codes"
+        f"Decoded beforehand at {across} by {down} codes"
         + (", the mean of the four around a place." if image else ", the nearest.")
     ]
     if (others := len(plane.spread) - len(plane.axes)) > 0:
+        rest = "the other at its mean" if others == 1 else f"the other {others} at their means"
         words.append(
-            f"z has {len(plane.spread)} dimensions: these two are those whose posterior means move most, the other "
-            f"{others} stay at their mean over all rows, so that decoded places are not reconstructions."
+            f"z has {len(plane.spread)} dimensions: these two are those whose posterior means move most, with {rest} over "
+            "all rows, so that decoded places are not reconstructions."
         )
     if len(places) < n:
         words.append(f"{len(places)} of {n} rows are in this file, the most anomalous among them.")

@@ -12,18 +12,23 @@ from ppl_vae.criticism.calibration import Calibration
 from ppl_vae.data.tables import opened
 from ppl_vae.errors import DataError, MissingFileError, OptionError
 from ppl_vae.files import from_json, read_bytes
+from ppl_vae.infer.draws import batch_of, known_again
 from ppl_vae.infer.history import History
 from ppl_vae.options import ReadingOptions
 from ppl_vae.use.reading import Rows, read_rows
 from ppl_vae.use.report.page import report
 from ppl_vae.use.store import MODEL_FILE, load
 
-SHOWN = ("data", "part", "labels", "drop", "fit", "objective_options", "task")
+SHOWN = ("labels", "normal", "drop", "fit", "objective_options", "task")
 """Of what the two files of options tell: the model itself tells how it was built."""
 
 
 def of_folder(
-    folder: str | PathLike, rows: Rows | None = None, path: str | PathLike | None = None, **options: Any
+    folder: str | PathLike,
+    rows: Rows | None = None,
+    path: str | PathLike | None = None,
+    source: str | None = None,
+    **options: Any,
 ) -> Path:
     """Write the report of a folder.
 
@@ -34,7 +39,8 @@ def of_folder(
         folder: of a fit, a comparison or the demo.
         rows: for the model; None takes those that options.json names under "data", read as it says.
         path: the file; None: report.html in the folder.
-        options: `title`, `labels`, `contamination`, `num_draws` and `seed` of `report`.
+        source: what the rows were read from, in words.
+        options: `title`, `history`, `contamination`, `num_draws` and `seed` of `report`.
 
     Returns: the path of the file.
 
@@ -47,7 +53,8 @@ def of_folder(
         raise MissingFileError(
             f"{folder}: got neither a model nor a table.csv there, expected the folder of a fit, a comparison or the demo"
         )
-    told = _json(folder / "options.json") | _json(folder / "report.json")
+    fit, told = _json(folder / "options.json"), _json(folder / "report.json")
+    of_fit, told = rows is None and "fit" in fit and "data" not in told, fit | told
     found: dict[str, Any] = {"path": folder / "report.html" if path is None else path, **options}
     title = told.pop("title", None)
     found["title"] = found.get("title") or title
@@ -55,18 +62,21 @@ def of_folder(
         rows = _rows(folder, told) if rows is None else rows
         found["data"] = rows.data
         if rows.labels is not None:
-            found["labels"] = rows.labels
+            found |= {"labels": rows.labels, "anomalous": rows.anomalous}
         found["vae"] = load(models[0])
         if isinstance(found["vae"], Calibration):
             found |= {"calibration": found["vae"], "vae": found["vae"].folds[0].vae}
         for name in ("calibration", "plane"):
             if (folder / name / MODEL_FILE).is_file():
                 found[name] = load(folder / name)
-        if (folder / "history.csv").is_file():
+        if "history" not in options and (folder / "history.csv").is_file():
             found["history"] = read_history(folder / "history.csv")
+            if of_fit:
+                found["history"].rows = known_again(batch_of(found["vae"], rows.normal().data))
     if table.is_file():
         found["comparison"] = opened(table)
     kept = {name: told[name] for name in SHOWN if told.get(name)}
+    kept |= {"fitted_to": _named(fit) if "fit" in fit else None, "data": source or _named(told)}
     return report(**found, options=kept if models else _json(folder / "settings.json"))
 
 
@@ -83,6 +93,11 @@ def _rows(folder: Path, told: dict[str, Any]) -> Rows:
     if reading == ReadingOptions() and Path(name).is_file():  # whose labels, if it has any, the report finds
         return Rows(Path(name), np.empty(0))
     return read_rows(name, reading)
+
+
+def _named(told: dict[str, Any]) -> str | None:
+    """The rows that options name, in words."""
+    return f"{told['data']}, part {told['part']}" if told.get("part") else told.get("data")
 
 
 def read_history(file: Path) -> History:

@@ -7,6 +7,7 @@ from pyro import poutine
 from pyro.infer.inspect import get_model_relations
 
 from ppl_vae.data.schema import Batch
+from ppl_vae.errors import several
 from ppl_vae.infer.draws import row_keys, traces
 from ppl_vae.infer.scope import reading
 from ppl_vae.use.report.charts import cut, joined, line, number, rectangle, text
@@ -50,7 +51,7 @@ def code(vae: Any, batch: Batch) -> dict[str, Any]:
     return guide["z"]
 
 
-def graph(found: list[Site], rows: int, latent: int, columns: int) -> Markup:
+def graph(found: list[Site], latent: int, columns: int) -> Markup:
     """The drawing, as SVG."""
     shared, local = [s for s in found if not s.local], [s for s in found if s.local]
     if len(shared) > MOST:
@@ -65,9 +66,9 @@ def graph(found: list[Site], rows: int, latent: int, columns: int) -> Markup:
     place = {
         s.name: (LOCAL if s.local else SHARED, 44 + STEP * i) for group in (shared, local) for i, s in enumerate(group)
     }
-    sizes = {"z": f"{latent} dimensions", "x": f"{columns} columns"}
+    sizes = {"z": several(latent, "dimension"), "x": several(columns, "column")}
     parts = [rectangle(PLATE, 12, RIGHT - PLATE - 6, len(local) * STEP + 12, "plate")]
-    parts.append(text(RIGHT - 14, len(local) * STEP + 18, f"{rows} rows", "end"))
+    parts.append(text(RIGHT - 14, len(local) * STEP + 18, "rows", "end"))
     order = [site.name for site in local]
     for site in (*shared, *local):
         for parent in (name for name in site.parents if name in place):

@@ -17,11 +17,12 @@ from ppl_vae.criticism.checks import spaced
 from ppl_vae.criticism.comparison import Comparison
 from ppl_vae.criticism.diagnostics import Diagnosis
 from ppl_vae.criticism.predictive import as_frame
-from ppl_vae.errors import OptionError, PplVaeError, first_line, number, whole
+from ppl_vae.errors import OptionError, PplVaeError, first_line, number, several, whole
 from ppl_vae.files import write_text
 from ppl_vae.infer.draws import batch_of
 from ppl_vae.infer.history import History
 from ppl_vae.use.report import sections as of
+from ppl_vae.use.report.charts import signed
 
 
 def report(
@@ -35,6 +36,7 @@ def report(
     diagnosis: Diagnosis | None = None,
     plane: Any = None,
     labels: Any = None,
+    anomalous: Any = None,
     options: dict[str, Any] | None = None,
     title: str | None = None,
     contamination: float = 0.05,
@@ -52,12 +54,15 @@ def report(
         data: n rows, better not those that it was fitted to; of more than 10,000, or fewer of many columns, so
             many are looked at, evenly spaced.
         path: the file.
-        history: of the fit, for its curves.
+        history: of the fit, for its curves; of one that was not read from a file, the report says how many of the rows the
+            fit was given.
         calibration: to decide by; without one the lowest share `contamination` is flagged, which promises nothing.
         comparison: a `Comparison`, or any data frame, to show as a table.
         diagnosis: of `diagnose`; None makes the quick checks of 300 rows at most.
         plane: a second model of the same columns, to explore in the place of `vae`, as one of two latent dimensions.
         labels: (n,) of anything, for colours and scores by label; None takes those that a data set has.
+        anomalous: (n,) of bool, rows known to be anomalous, which the checks leave out; None: those labelled 1 of a data set
+            whose labels are 0 and 1, as ADBench's are.
         options: names and values to tell of the fit, as options.json of `ppl-vae fit` has them.
         title: of the page.
         contamination: share of rows to flag, in (0, 0.5].
@@ -84,19 +89,22 @@ def report(
         raise OptionError(f"path: got the folder {path}, expected a file, as {Path(path) / 'report.html'}")
     asked = None
     if vae is not None:
-        asked = _asked(vae, data, labels, calibration, contamination, num_draws, seed)
+        asked = _asked(vae, data, labels, anomalous, calibration, contamination, num_draws, seed)
         found = of.checked(asked) if diagnosis is None else diagnosis
         sections["fitted"] = _tried(of.fitted, asked, options)
         if history is not None:
             sections["training"] = _tried(of.training, history)
         sections["explorer"] = _tried(of.explored, asked, asked.one if plane is None else plane)
-        sections["predictive"] = _tried(of.predictive, asked, found)
+        sections["predictive"] = _tried(of.predictive, asked, found, diagnosis is None)
         sections["scores"] = _tried(of.scored, asked)
         sections["anomalous"] = _tried(of.anomalous, asked)
-        sections["diagnosis"] = of.diagnosed(found)
+        sections["diagnosis"] = of.diagnosed(found) | {"of": asked.checked if diagnosis is None else None}
     if comparison is not None:
         sections["comparison"] = of.compared(comparison, {} if asked else options)
-    write_text(path, _page(title or _title(asked, comparison), sections, asked))
+    write_text(
+        path,
+        _page(title or _title(asked, comparison), sections, asked, None if asked is None else of.seen(asked, history)),
+    )
     return Path(path)
 
 
@@ -137,10 +145,11 @@ def _check(vae: Any, data: Any, contamination: Any, num_draws: Any, seed: Any, *
 
 
 def _asked(
-    vae: Any, data: Any, labels: Any, calibration: Any, contamination: float, num_draws: int, seed: int
+    vae: Any, data: Any, labels: Any, anomalous: Any, calibration: Any, contamination: float, num_draws: int, seed: int
 ) -> of.Asked:
     """The rows as a frame, so many of them as are looked at."""
-    labels = _labels(data) if labels is None else labels
+    if labels is None and (labels := _labels(data)) is not None and anomalous is None and _are_marks(labels):
+        anomalous = np.asarray(labels) == 1
     frame = as_frame(data).reset_index(drop=True)
     batch_of(vae, frame, minimum_rows=2)
     if labels is not None:
@@ -148,10 +157,26 @@ def _asked(
         if labels.shape != (len(frame),):
             raise OptionError(f"labels: got shape {labels.shape}, expected ({len(frame)},), one a row")
         labels = labels.astype(str)
+    if anomalous is not None:
+        anomalous = np.asarray(anomalous)
+        if anomalous.shape != (len(frame),) or anomalous.dtype != bool:
+            raise OptionError(
+                f"anomalous: got shape {anomalous.shape} of {anomalous.dtype}, expected ({len(frame)},) of bool, one a row"
+            )
     rows = spaced(len(frame), min(of.ROWS, max(500, of.CELLS // frame.shape[1]))).numpy()
     kept = frame.iloc[rows].reset_index(drop=True)
-    chosen = None if labels is None else labels[rows]
-    return of.Asked(vae, kept, len(frame), rows, chosen, calibration, contamination, num_draws, seed)
+    chosen, odd = (None if part is None else part[rows] for part in (labels, anomalous))
+    if odd is not None and (~odd).sum() < 2:
+        raise OptionError(
+            f"anomalous: got {odd.sum()} of {several(len(odd), 'row')}, expected two or more that are normal"
+        )
+    return of.Asked(vae, kept, len(frame), rows, chosen, calibration, contamination, num_draws, seed, odd)
+
+
+def _are_marks(labels: Any) -> bool:
+    """Whether labels are 0 and 1, both."""
+    found = np.unique(labels)
+    return found.dtype.kind in "biuf" and found.tolist() == [0, 1]
 
 
 def _labels(data: Any) -> Any:
@@ -176,15 +201,16 @@ def _title(asked: of.Asked | None, comparison: Any) -> str:
     if asked is None:
         return "A comparison of models"
     shape = asked.frame.shape
-    return f"A variational autoencoder of {asked.total} rows, {shape[1]} columns"
+    return f"A variational autoencoder on {several(asked.total, 'row')}, {several(shape[1], 'column')}"
 
 
-def _page(title: str, sections: dict[str, Any], asked: of.Asked | None) -> str:
+def _page(title: str, sections: dict[str, Any], asked: of.Asked | None, seen: tuple[str, bool] | None) -> str:
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["signed"] = signed
     home = files("ppl_vae.use.report")
     template, style, script = (
         home.joinpath(name).read_text(encoding="utf-8") for name in ("report.html", "report.css", "explorer.js")
@@ -194,6 +220,7 @@ def _page(title: str, sections: dict[str, Any], asked: of.Asked | None) -> str:
         sections=sections,
         headings=HEADINGS,
         asked=asked,
+        seen=seen,
         style=Markup(style),
         script=Markup(script),
         digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_vae.use.report.charts import MINUS, cut, short
+from ppl_vae.use.report.charts import LONGEST, MINUS, cut, short, signed
 
 VERMILLION = (213, 94, 0)
 MOST_PIXELS = 64
@@ -76,11 +76,21 @@ def cell(value: Any, longest: int = 60) -> str:
     """A cell of a table as text: four digits of a number, nothing for a missing cell."""
     if value is None or (isinstance(value, float | np.floating) and math.isnan(value)) or value != value:
         return ""
-    if isinstance(value, bool | np.bool_ | str):
-        return cut(str(value), longest)
+    if isinstance(value, str):
+        return signed(value) if is_number(value) else cut(value, longest)
+    if isinstance(value, bool | np.bool_):
+        return str(value)
     if isinstance(value, int | np.integer):
         return str(value).replace("-", MINUS)
     return short(float(value)) if isinstance(value, float | np.floating) else cut(str(value), longest)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number and nothing else."""
+    try:
+        return bool(text) and len(text) <= LONGEST and math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def cells(values: Sequence[Any]) -> list[str]:

@@ -8,10 +8,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from markupsafe import Markup
 
 from ppl_vae.criticism.calibration import Decisions
-from ppl_vae.criticism.checks import Finding, spaced
+from ppl_vae.criticism.checks import NAT, Finding, spaced
 from ppl_vae.criticism.comparison import Comparison
 from ppl_vae.criticism.diagnostics import Diagnosis, diagnose
 from ppl_vae.criticism.explanation import explain
@@ -21,8 +22,8 @@ from ppl_vae.criticism.posterior_check import posterior_predictive
 from ppl_vae.criticism.predictive import as_frame, generate, reconstruct
 from ppl_vae.criticism.scores import SCORES, Scores, score
 from ppl_vae.data.tables import read
-from ppl_vae.errors import OptionError, PplVaeError, first_line
-from ppl_vae.infer.draws import base, batch_of
+from ppl_vae.errors import OptionError, PplVaeError, first_line, several
+from ppl_vae.infer.draws import base, batch_of, known_again
 from ppl_vae.infer.history import History
 from ppl_vae.use.report import charts
 from ppl_vae.use.report.charts import Interval, Span, cut, short
@@ -55,6 +56,7 @@ class Asked:
         total: of how many rows these are.
         rows: (n,) their numbers among these.
         labels: (n,) text, or None.
+        anomalous: (n,) of bool, rows that are known to be anomalous, or None.
         calibration: a `Calibration`, or None.
         contamination, num_draws, seed: as in `report`.
     """
@@ -68,6 +70,7 @@ class Asked:
     contamination: float
     num_draws: int
     seed: int
+    anomalous: np.ndarray | None = None
 
     @cached_property
     def decided(self) -> Decisions | None:
@@ -96,9 +99,19 @@ class Asked:
 
     @cached_property
     def few(self) -> Any:
-        """Rows for the checks, evenly spaced."""
+        """Rows for the checks, evenly spaced, without the anomalous ones: a model is not meant to make those."""
         most = min(CHECKED, max(50, CHECKED_CELLS // self.frame.shape[1]))
-        return self.frame.iloc[spaced(len(self.frame), most).tolist()].reset_index(drop=True)
+        places = np.arange(len(self.frame)) if self.anomalous is None else np.flatnonzero(~self.anomalous)
+        return self.frame.iloc[places[spaced(len(places), most).numpy()]].reset_index(drop=True)
+
+    @property
+    def checked(self) -> str:
+        """Which rows the checks look at."""
+        if self.anomalous is None:
+            return several(len(self.few), "row") + (
+                ", whatever their label" if self.labels is not None and len(set(self.labels)) > 1 else ""
+            )
+        return f"{several(len(self.few), 'row')} that are labelled normal; anomalous ones are left out"
 
     @property
     def one(self) -> Any:
@@ -120,6 +133,22 @@ class Asked:
 # ---- what was fitted
 
 
+FLATTERS = "Scores, checks and predictions flatter a model on rows that it was fitted to"
+
+
+def seen(asked: Asked, history: History | None) -> tuple[str, bool]:
+    """How many of the rows the fit was given, as far as that is known, in a sentence; and whether they are most of them."""
+    if history is None or history.rows is None:
+        return f"{FLATTERS}; whether these are such rows, nothing here tells.", False
+    met = int(torch.isin(known_again(batch_of(asked.one, asked.frame)), history.rows).sum())
+    rows, given = several(len(asked.frame), "row"), several(len(history.rows), "row")
+    if not met:
+        return f"None of these {rows} is one of the {given} that the fit was given.", False
+    are = "is" if met == 1 else "are"
+    words = f"{met} of these {rows} {are} among the {given} that the fit was given. {FLATTERS}."
+    return words, 2 * met > len(asked.frame)
+
+
 def fitted(asked: Asked, options: dict[str, Any]) -> dict[str, Any]:
     """The graph of the two programs, and how they were made and fitted."""
     vae = asked.one
@@ -137,12 +166,16 @@ def fitted(asked: Asked, options: dict[str, Any]) -> dict[str, Any]:
         ),
         ("Posterior", called(recipe.pop("posterior", None), own_parts.get("posterior"), type(base(z["fn"])).__name__)),
         ("Latent dimensions", str(latent)),
-        ("Data", f"{asked.total} rows, {batch.x.shape[1]} columns" + beside(vae)),
+        ("Columns", f"{batch.x.shape[1]}" + beside(vae)),
         ("Parameters", f"{parameters:,} trained"),
     ]
     if hasattr(asked.vae, "members"):
         told.insert(
-            0, ("Ensemble", f"of {len(asked.vae.members)} models, which score together; the rest is of the first")
+            0,
+            (
+                "Ensemble",
+                f"of {several(len(asked.vae.members), 'model')} that score together; the rest is of the first",
+            ),
         )
     kind = recipe.pop("kind", None)
     rest = {
@@ -154,17 +187,25 @@ def fitted(asked: Asked, options: dict[str, Any]) -> dict[str, Any]:
     told += [
         (NAMED.get(name, name.replace("_", " ").capitalize()), settings(value))
         for name, value in options.items()
-        if value not in ({}, None)
+        if value not in ({}, None) and name != "data"
     ]
+    source = f" of {options['data']}" if options.get("data") else ""
+    told.append(("This report", f"of {several(asked.total, 'row')}{source}"))
     versions_now = {**versions(), "Python": platform.python_version()}
-    told.append(("Report", f"seed {asked.seed}, {asked.num_draws} draws a row; {settings(versions_now)}"))
+    told.append(("Made with", f"seed {asked.seed}, {several(asked.num_draws, 'draw')} a row; {settings(versions_now)}"))
     return {
-        "svg": graph(found, asked.total, latent, batch.x.shape[1]),
+        "svg": graph(found, latent, batch.x.shape[1]),
         "terms": [(name, text) for name, text in told if text],
     }
 
 
-NAMED = {"data": "Read from", "fit": "Fitted with", "num_draws": "Draws for bound and k-hat"}
+NAMED = {
+    "labels": "Labels in",
+    "normal": "Labels of normal rows",
+    "fitted_to": "Fitted to",
+    "fit": "Fitted with",
+    "num_draws": "Draws for bound and k-hat",
+}
 """What some options are called on the page."""
 
 
@@ -218,7 +259,7 @@ def training(history: History) -> dict[str, Any]:
     if terms:
         figures.append((charts.lines(terms, "epoch", "KL (nats a row)"), list(terms)))
     seconds = f" in {history['seconds'][-1]:.1f} s" if "seconds" in history else ""
-    words = f"{len(history)} epochs{seconds}; at the end the {history.latest()} nats a row"
+    words = f"{several(len(history), 'epoch')}{seconds}; at the end the {history.latest()} nats a row"
     if "valid_bound" in history and math.isfinite(last := history["valid_bound"][-1]):
         words += f", {last:.4f} on the rows held out"
         gap = history["bound"][-1] - last
@@ -231,8 +272,12 @@ def training(history: History) -> dict[str, Any]:
 # ---- what the model predicts
 
 
-def predictive(asked: Asked, diagnosis: Diagnosis) -> dict[str, Any]:
-    """Data sets that the model draws beside the data, and images beside their reconstructions."""
+def predictive(asked: Asked, diagnosis: Diagnosis, own: bool = True) -> dict[str, Any]:
+    """Data sets that the model draws beside the data, and images beside their reconstructions.
+
+    Args:
+        own: False: the diagnosis was handed in, of rows that are not known.
+    """
     image, found = image_shape(asked.one.schema), diagnosis.findings.get("predictive")
     parts: dict[str, Any] = {"images": [], "intervals": None, "columns": [], "words": "", "more": 0}
     if image:
@@ -252,8 +297,9 @@ def predictive(asked: Asked, diagnosis: Diagnosis) -> dict[str, Any]:
     beyond = (held["data"] < held["low"]) | (held["data"] > held["high"])  # rounding may put `away` above 1 at an end
     outside = int(beyond.sum())
     parts["words"] = (
-        f"{outside} of {len(held)} statistics of columns lie outside what 90 % of drawn data sets have; of a right model "
-        f"some {len(held) / 10:.0f} would."
+        f"Of {asked.checked if own else 'the rows of the diagnosis that was handed in'}: {outside} of "
+        f"{several(len(held), 'statistic')} of columns {'lies' if outside == 1 else 'lie'} outside what 90 % of drawn data "
+        f"sets have; of a right model some {len(held) / 10:.0f} would."
     )
     if image:  # pixels by their numbers tell nothing
         return parts
@@ -304,7 +350,8 @@ def marginals(asked: Asked, columns: list[str]) -> list[dict[str, Any]]:
 
 def marginal(data: Any, model: Any) -> Markup:
     """One column of the data and of drawn rows."""
-    if data.dtype.kind in "iuf" and data.nunique() > 2:
+    numbers = data.dtype.kind in "iuf" and model.dtype.kind in "iuf"
+    if numbers and max(data.nunique(), model.nunique()) > 2:
         values = [data.to_numpy(float), model.to_numpy(float)]
         ends = np.quantile(np.concatenate(values), (0.005, 0.995))
         whole = data.dtype.kind in "iu" or np.array_equal(np.round(values[0]), values[0])
@@ -334,13 +381,18 @@ def scored(asked: Asked) -> dict[str, Any]:
     )
     edges = np.linspace(low, high, 41)
     svg = charts.histogram({"scores": values}, edges, f"{asked.scoring}{asked.unit}", threshold)
-    words = [f"{asked.flagged.sum()} of {len(values)} rows are flagged as anomalous"]
-    words[0] += "." if threshold is None else f": they score below {short(threshold)}."
+    flagged = asked.flagged.sum()
+    words = [f"{flagged} of {several(len(values), 'row')} {'is' if flagged == 1 else 'are'} flagged as anomalous"]
+    words[0] += "." if threshold is None else f": a score below {short(threshold)}."
+    if asked.anomalous is not None:
+        kinds = ((asked.anomalous, "labelled anomalous"), (~asked.anomalous, "labelled normal"))
+        shares = [f"{(asked.flagged & kind).sum()} of the {kind.sum()} {name}" for kind, name in kinds]
+        words.append(f"Flagged are {shares[0]} and {shares[1]}.")
     words += promised(asked)
     if not known.all():
-        words.append(f"{(~known).sum()} rows have a score of minus infinity.")
+        words.append(f"A score of minus infinity: {several((~known).sum(), 'row')}.")
     if (clipped := int(((values < low) | (values > high)).sum())) > 0:
-        words.append(f"The outermost bars hold {clipped} scores beyond.")
+        words.append(f"The outermost bars hold {several(clipped, 'score')} beyond.")
     return {
         "svg": svg,
         "words": words,
@@ -359,18 +411,18 @@ def promised(asked: Asked) -> list[str]:
         ]
     delta = f", delta {given.delta:g}" if given.rule in ("conditional", "simultaneous") else ""
     words = [
-        f"Calibrated on {given.rows} rows that are known to be normal, rule {given.rule!r}, level {given.level:g}{delta}.",
-        f"Promised, where normal rows to come are like these: {given.guarantee}.",
+        f"Calibrated on {several(given.rows, 'row')} known to be normal, rule {given.rule!r}, level {given.level:g}{delta}.",
+        f"Promised, if normal rows to come are like those: {given.guarantee}.",
     ]
     if (other := int((decided.against == "hidden").sum())) > 0:
         words.append(
-            f"Of {other} rows, which were judged against rows whose other cells were hidden, it is promised if what is "
+            f"Of {several(other, 'row')} judged against rows whose other cells were hidden, it is promised if what is "
             "missing does not depend on the values."
         )
     if (simulated := int((decided.against == "simulated").sum())) > 0:
-        words.append(f"Of {simulated} rows, which were judged against simulated ones, nothing is promised.")
+        words.append(f"Of {several(simulated, 'row')} judged against simulated ones, nothing is promised.")
     if decided.unsure.any():
-        words.append(f"{decided.unsure.sum()} decisions may turn with other Monte Carlo draws.")
+        words.append(f"{several(decided.unsure.sum(), 'decision')} may turn with other Monte Carlo draws.")
     return words
 
 
@@ -384,7 +436,7 @@ def by_label(asked: Asked) -> Markup | None:
         values = asked.scores.values[(asked.labels == kind) & finite]
         if len(values):
             low, first, middle, last, high = np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
-            lines.append(Interval(f"{kind} ({len(values)})", low, high, middle, False, (first, last)))
+            lines.append(Interval(f"{cell(str(kind))} ({len(values)})", low, high, middle, False, (first, last)))
     lines.sort(key=lambda one: one.value)
     mark = asked.threshold if asked.threshold is not None and math.isfinite(asked.threshold) else None
     return charts.intervals(lines, f"score by label{asked.unit}", mark) if lines else None
@@ -401,7 +453,7 @@ def anomalous(asked: Asked) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [
         {
             "row": int(asked.rows[row]),
-            "label": None if asked.labels is None else asked.labels[row],
+            "label": None if asked.labels is None else cell(asked.labels[row]),
             "score": short(float(asked.scores.values[row])),
             "flagged": bool(asked.flagged[row]),
             "p": None if asked.decided is None else short(float(asked.decided.p_values[row])),
@@ -473,9 +525,17 @@ def surely(figure: tuple[float, float], limit: float) -> bool:
     return figure[0] > limit + 3 * figure[1]
 
 
+def unlike_prior(f: dict[str, tuple[float, float]]) -> bool | None:
+    """Whether q(z) is more than a nat from p(z); None where it is not, and may still be more than `NAT`."""
+    low, high = (f.get(f"KL(q(z) || p(z)), at {end}") for end in ("least", "most"))
+    if low is None or high is None:
+        return None
+    return surely(low, 1.0) or (None if high[0] > NAT else False)
+
+
 DOUBTS: dict[str, Any] = {
     "collapse": lambda f: f["share of idle dimensions"][0] > 0,
-    "information": lambda f: surely(f.get("KL(q(z) || p(z)), at least", (0.0, 0.0)), 1.0),
+    "information": unlike_prior,
     "evidence": lambda f: f["share of bad k-hat"][0] > 0.05,
     "gaps": lambda f: max(v for name, (v, _) in f.items() if name != "rows") > 1.0,
     "calibration": lambda f: f["quantities not calibrated"][0] > 0,
@@ -484,7 +544,7 @@ DOUBTS: dict[str, Any] = {
     ),
     "pit": lambda f: f["columns not as predicted"][0] > 0,
 }
-"""When figures of a check ask for a second look; the other checks tell, and judge nothing.
+"""When figures of a check ask for a second look, None where they cannot tell; the other checks tell, and judge nothing.
 
 Idle dimensions count once, as "collapse"; one statistic of few lies outside too often to say anything.
 """
@@ -514,8 +574,8 @@ def diagnosed(diagnosis: Diagnosis) -> dict[str, Any]:
         ):  # one reason may keep many from being made
             lines[-1]["name"] += f", {name.replace('_', ' ')}"
             continue
-        doubtful = bool(found.figures) and name in DOUBTS and DOUBTS[name](found.figures)
-        kind = "doubt" if doubtful else "fine" if found.figures and name in DOUBTS else "told"
+        doubtful = DOUBTS[name](found.figures) if found.figures and name in DOUBTS else None
+        kind = {True: "doubt", False: "fine", None: "told"}[doubtful]
         figures = [
             (figure, short(value), "" if math.isnan(e) or e == 0 else short(e))
             for figure, (value, e) in found.figures.items()
@@ -523,13 +583,32 @@ def diagnosed(diagnosis: Diagnosis) -> dict[str, Any]:
         lines.append({"name": name.replace("_", " "), "kind": kind, "verdict": found.verdict, "figures": figures})
     doubts = [one["name"] for one in lines if one["kind"] == "doubt"]
     judged = sum(one["kind"] != "told" for one in lines)
-    verdict = f"None of {judged} checks speaks against this fit." if judged else "No check applies to this model."
+    verdict = "No check applies to this model."
+    if judged:
+        verdict = f"None of {several(judged, 'check')} speaks against this fit."
     if doubts:
-        verdict = f"{len(doubts)} of {judged} checks ask for a second look: {', '.join(doubts)}."
+        asks = "asks" if len(doubts) == 1 else "ask"
+        verdict = f"{len(doubts)} of {several(judged, 'check')} {asks} for a second look: {', '.join(doubts)}."
     return {"lines": lines, "verdict": verdict, "rows": diagnosis.rows, "num_draws": diagnosis.num_draws}
 
 
 # ---- the comparison
+
+
+MEANT = {
+    "evidence": "mean log p(x) of the test rows, nats a row",
+    "se": "its standard error over rows",
+    "sd_seeds": "its standard deviation over seeds",
+    "mcse": "its Monte Carlo error",
+    "difference": "to the candidate of highest evidence, on the same rows and seeds",
+    "doubtful": "share of rows whose evidence should not be trusted",
+    "bound": "mean ELBO",
+    "gap": "evidence less bound",
+    "bad_k": "share of rows whose weights under the posterior should not be trusted",
+    "active": "latent dimensions that move with x",
+    "gradients": "rows times draws of the fit",
+}
+"""Columns of a `Comparison`'s table, in words."""
 
 
 def compared(comparison: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -540,6 +619,7 @@ def compared(comparison: Any, options: dict[str, Any]) -> dict[str, Any]:
         words += [f"{c.candidate}, seed {c.seed} failed: {c.error}" for c in failed.itertuples()]
         options = {**comparison.settings, **options}
     table = comparison.table.reset_index() if isinstance(comparison, Comparison) else comparison
+    table = table.dropna(axis=1, how="all")  # of one seed nothing has a spread over seeds
     shown = table.iloc[:LINES]
     svg = None
     if {"difference", "difference_se"} <= set(table):
@@ -555,6 +635,7 @@ def compared(comparison: Any, options: dict[str, Any]) -> dict[str, Any]:
         "more": len(table) - len(shown),
         "svg": svg,
         "words": words,
+        "legend": "; ".join(f"{n.replace('_', ' ')}: {of}" for n, of in MEANT.items() if n in table) if svg else "",
         "terms": [
             (NAMED.get(n, n.replace("_", " ").capitalize()), settings(of))
             for n, of in options.items()
@@ -573,7 +654,7 @@ def explored(asked: Asked, vae: Any) -> dict[str, Any]:
     places = np.array([*order.tolist(), *others])
     if asked.labels is not None and len(np.unique(asked.labels)) <= CLASSES:
         names, kinds = np.unique(asked.labels, return_inverse=True)
-        told = [f"label {name}" for name in names]
+        told = [f"label {cell(str(name))}" for name in names]
     else:
         kinds, told = asked.flagged.astype(int), ["not flagged", "flagged"]
     found = explorer(vae, asked.frame, places, asked.scores.values, kinds.reshape(-1), told)
