@@ -251,8 +251,9 @@ def reconstruct(vae: Any, data: Any, num_draws: int | None = None, seed: int = 0
     if num_draws is None and hasattr(vae, "members"):
         num_draws = SHARED_DRAWS
     if num_draws is None:
+        z = encode(vae, data)
         seen = batch_of(vae, data).x if vae.schema is None else None
-        return _like(_decoded(vae, encode(vae, data), data, _class(vae, data), seen), data)
+        return _like(_decoded(vae, z, data, _class(vae, data), seen), data)
     if vae.schema is not None and (column := _coded(vae.schema)):
         raise OptionError(f"num_draws: got {num_draws} with the column {column!r}, whose codes have no average")
     return _like(

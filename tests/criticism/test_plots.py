@@ -134,7 +134,7 @@ def test_reconstructions_of_images_are_originals_over_decoded_values(vae: Any, d
     drawn = pixels(axes)
     assert drawn.shape == (12, 8, 8)
     assert np.array_equal(drawn[:6], digits.x[:6].reshape(6, 8, 8))
-    assert np.array_equal(drawn[6:], reconstruct(vae, digits.x[:6]))
+    assert np.array_equal(drawn[6:], reconstruct(vae, digits.x[:6]).reshape(6, 8, 8))
     assert {image.get_clim() for image in axes.get_images()} == {(0.0, 1.0)}
     assert [label.get_text() for label in axes.get_yticklabels()] == ["original", "reconstruction"]
     tops = [image.get_extent()[3] for image in axes.get_images()]
