@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -48,6 +49,21 @@ def test_every_changed_byte_of_a_pair_is_caught(which: int, tmp_path: Path) -> N
         file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
         with pytest.raises((pv.ModelFileError, pv.MissingFileError)):
             KEPT.read(tmp_path)
+
+
+def test_a_pair_that_is_replaced_while_it_is_read_is_read_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KEPT.write(tmp_path, {"number": 1}, {"a": torch.arange(4.0)})
+    read_json = Pair._read_json
+
+    def replaced(*args: Any) -> dict[str, Any]:
+        content = read_json(*args)
+        monkeypatch.undo()
+        KEPT.write(tmp_path, {"number": 2}, {"a": torch.arange(5.0)})
+        return content
+
+    monkeypatch.setattr(Pair, "_read_json", replaced)
+    content, tensors = KEPT.read(tmp_path)
+    assert content == {"number": 2} and len(tensors["a"]) == 5
 
 
 WRITER = """
