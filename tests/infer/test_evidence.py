@@ -206,7 +206,7 @@ def test_every_continuous_prior(prior):
         likelihood = vae.decoder(torch.as_tensor(pv.generate(vae, 100_000).z))
         log_lik = likelihood.log_prob(vae.batch(x[:3]).x[:, None]).double() + vae.schema.log_jacobian
     mean, spread = log_lik.exp().mean(1), log_lik.exp().std(1)
-    found = pv.log_evidence(vae, x[:3], "ais", 32, steps=20)
+    found = pv.log_evidence(vae, x[:3], "ais", 64, steps=20)
     error = np.hypot(found.mcse, (spread / mean / 100_000**0.5).numpy())
     assert (np.abs(found.log_p - mean.log().numpy()) < 4 * error + 1e-3).all()
 
@@ -216,13 +216,13 @@ def test_sites_that_all_rows_share():
     x = pd.DataFrame(np.random.RandomState(0).randn(30, 2), columns=["a", "b"]).assign(g=["u", "v", "w"] * 10)
     vae = pv.build(x, latent=2, hidden=(4,), prior="hierarchical", group="g", seed=1, scale=1.0)
     with torch.no_grad():
-        vae.encoder.net[-1].bias[2:] += 1.0  # as wide as the prior, so that weights have a variance
+        vae.encoder.net[-1].bias[2:] += 2.0  # wider than the prior, so that weights have a variance
     by_chains, by_weights = (
         pv.log_evidence(vae, x[:3], "ais", 200, steps=20),
         pv.log_evidence(vae, x[:3], num_draws=9000),
     )
     error = np.hypot(by_chains.mcse, by_weights.mcse)
-    assert (np.abs(by_chains.log_p - by_weights.log_p) < 4 * error).all() and (error < 0.2).all()
+    assert (np.abs(by_chains.log_p - by_weights.log_p) < 4 * error).all() and (error < 0.1).all()
 
 
 def test_a_row_alone(ppca):
