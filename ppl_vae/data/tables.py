@@ -477,12 +477,15 @@ def refuse_short(frame: Any, lines: Any, where: Callable[[int], str] | None = No
 
 
 def parse_csv(file: IO[bytes], **options: Any) -> Any:
-    """The pandas DataFrame of an open CSV file; more fields in a line than columns are an error of pandas."""
+    """The pandas DataFrame of an open CSV file; more fields in a line than in the first are an error of pandas."""
     import pandas as pd
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas drops fields that the header does not name
-        return pd.read_csv(file, index_col=False, low_memory=False, skipinitialspace=True, **options)
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # pandas drops fields that no name is for
+        try:
+            return pd.read_csv(file, index_col=False, low_memory=False, skipinitialspace=True, **options)
+        except pd.errors.ParserWarning:
+            raise DataError("got more fields in its lines than column names, expected a name for each") from None
 
 
 def _fields(line: list[str]) -> int:

@@ -185,6 +185,7 @@ def demo(out: str, anomaly: int, seed: int) -> dict[str, Any]:
     """Find one digit among the others: fit, score, draw, and write it all to a folder."""
     from ppl_vae.use.demo import demo as run
 
+    _check_free(out, False, "a folder without one")
     found = run(out, anomaly=anomaly, seed=seed)
     names = ("model", "score", "auroc", "average_precision", "seconds")
     return {"out": out, "results": [{name: getattr(one, name) for name in names} for one in found or ()]}

@@ -364,7 +364,7 @@ FILES = {
     "a short line of blanks.csv": (b"a,b,c\n1,2,3\n,\n4,5,6\n", r"line 3: got 2 field\(s\), expected 3"),
     "a short line packed.csv.gz": (gzip.compress(b"a,b\n1,2\n3\n5,6\n"), SHORT),
     "a long line.csv": (b"a,b\n1,2\n3,4,5\n", "cannot be read as .csv .*Expected 2 fields in line 3, saw 3"),
-    "all lines long.csv": (b"a,b\n1,2,3\n3,4,5\n", "cannot be read as .csv .*ParserWarning: Length of header"),
+    "all lines long.csv": (b"a,b\n1,2,3\n3,4,5\n", "got more fields in its lines than column names"),
     "one name twice.csv": (b"a,b,a\n1,2,3\n3,4,5\n", "columns: got 'a' more than once, expected distinct names"),
     "UTF-16.csv": (CSV.decode().encode("utf-16"), NUL),
     "UTF-16 without a mark.csv": (CSV.decode().encode("utf-16-le"), NUL),

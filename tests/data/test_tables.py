@@ -287,6 +287,11 @@ def test_reading_csv_names_the_file_that_is_bad(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1,2\n3,4,5\n")
     with pytest.raises(DataError, match=r"a.csv: cannot be read as .csv"):
         read_csv(tmp_path / "a.csv", names=["a", "b"])
+    (tmp_path / "a.csv").write_text("1,2\n3,4\n")
+    with pytest.raises(
+        DataError, match=r"a.csv: got more fields in its lines than column names, expected a name for each"
+    ):
+        read_csv(tmp_path / "a.csv", names=["a"])
     with pytest.raises(DataError, match=r"got ending '.npy', expected one of .csv, .csv.gz"):
         read_csv(tmp_path / "a.npy")
 

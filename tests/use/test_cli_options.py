@@ -122,6 +122,7 @@ def test_a_model_is_replaced_on_demand_only(run: Run, table: Path, model: str) -
         assert code == 2 and err == f"ppl-vae: {expected}, or --force to replace it\n"
     Path("e.yaml").write_text(f"data: {table}\ntest: 0.3\n")
     assert "which holds a model, expected a folder without one" in run("compare", "e.yaml", "--out", model)[2]
+    assert "which holds a model, expected a folder without one" in run("demo", "--out", model)[2]
     assert all(path.read_bytes() == content for path, content in before.items())
     assert run("fit", str(table), "--out", model, "--force", *SMALL, "--seed", "1")[0] == 0
     assert run("calibrate", model, str(table), "--out", "c", "--force", "--level", "0.2")[0] == 0
