@@ -299,7 +299,7 @@ def predictive(asked: Asked, diagnosis: Diagnosis, own: bool = True) -> dict[str
     parts["words"] = (
         f"Of {asked.checked if own else 'the rows of the diagnosis that was handed in'}: {outside} of "
         f"{several(len(held), 'statistic')} of columns {'lies' if outside == 1 else 'lie'} outside what 90 % of drawn data "
-        f"sets have; of a right model some {len(held) / 10:.0f} would."
+        "sets have; of a right model a tenth would, on average."
     )
     if image:  # pixels by their numbers tell nothing
         return parts
@@ -383,7 +383,11 @@ def scored(asked: Asked) -> dict[str, Any]:
     svg = charts.histogram({"scores": values}, edges, f"{asked.scoring}{asked.unit}", threshold)
     flagged = asked.flagged.sum()
     words = [f"{flagged} of {several(len(values), 'row')} {'is' if flagged == 1 else 'are'} flagged as anomalous"]
-    words[0] += "." if threshold is None else f": a score below {short(threshold)}."
+    if threshold is not None:
+        words[0] += f": a score below {short(threshold)}"
+        if not np.array_equal(asked.flagged, values < threshold):  # a pattern of holes has a threshold of its own
+            words[0] += ", of rows with the cells that most calibration rows have; others have limits of their own"
+    words[0] += "."
     if asked.anomalous is not None:
         kinds = ((asked.anomalous, "labelled anomalous"), (~asked.anomalous, "labelled normal"))
         shares = [f"{(asked.flagged & kind).sum()} of the {kind.sum()} {name}" for kind, name in kinds]
