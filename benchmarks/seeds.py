@@ -82,6 +82,7 @@ def of_chance(path: Path) -> set[str]:
 def quick(path: Path) -> dict[str, Any]:
     """A file's stochastic tests that take less than a second, with what they share, and pass under their own seeds."""
     only = of_chance(path)
+    session(path, 0, only)  # what a process does once
     while True:  # a test that is left out may have paid for what the others wait for
         first = session(path, 0, only)
         kept = {n for n, seconds in first.seconds.items() if seconds < QUICK and n not in first.failed}
