@@ -16,7 +16,7 @@ from ppl_vae.model.linear import PPCA
 
 RANDOM = np.random.RandomState(0)
 X = RANDOM.randn(300, 3) @ RANDOM.randn(3, 6) + 0.5 * RANDOM.randn(300, 6)
-GOOD, BAD = 1e-4, 1e-6
+GOOD, BAD = 1e-3, 1e-6
 
 
 class Guide(torch.nn.Module):
@@ -40,11 +40,11 @@ def prior_of(x):
 
 
 def test_ranks_of_an_exact_guide_are_uniform(ppca):
-    """Four p-values above 1e-4, and together above 1e-3, the verdict's level: fails by chance at 1e-3."""
+    """Four p-values, together above the verdict's level: fails by chance at 1e-3."""
     found = sbc(ppca)
     assert found.ranks.shape == (1000, 4) and found.names == ("z[0]", "z[1]", "z[2]", "log p(x|z)")
     assert found.ranks.min() >= 0 and found.ranks.max() <= 99
-    assert (found.p_values() > GOOD).all()
+    assert (found.p_values() > GOOD / 4).all()
     assert (
         re.search("calibrated as far as .* at level 0.001 ", found.verdict)
         and (found.table["finding"] == "calibrated").all()
@@ -71,7 +71,7 @@ def test_a_guide_that_is_too_wide_or_off_is_rejected_and_named(ppca):
 
 
 def test_the_prior_as_guide_passes_on_z_alone_and_fails_on_the_likelihood(ppca):
-    """A full collapse of the guide (Modrak et al. 2023): three p-values above 1e-4: fails by chance at 3e-4."""
+    """A full collapse of the guide (Modrak et al. 2023): three p-values above 1e-3: fails by chance at 3e-3."""
     ppca.encoder = Guide(prior_of)
     found = sbc(ppca)
     p = found.p_values()
